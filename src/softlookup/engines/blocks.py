@@ -1,0 +1,284 @@
+"""The scores of one block, and the way back: from a block of score gradients to everything the scores came from.
+
+The streaming engine's forward and backward, `received` and `divergence` all walk the same blocks with these two steps.
+Blocks are (n, R, S') with n pairs of batch entry and key-value head and R = G L' query rows: the query heads that share
+a key-value head lie side by side as rows, so grouped-query attention copies nothing.
+
+A hidden key must have no effect whatever it holds, and 0 * NaN is NaN in a matrix product. So non-finite rows enter
+products as zeros, and the scores of the pairs that see them are set to NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import SoftlookupError
+from ..problem import Problem
+from ..scores import AdditiveForm, Pairwise, Product
+from .tiling import Block, Queries, Tiling
+
+
+@dataclass(eq=False)
+class QueryBlock:
+    """A block of queries, ready for products: rows (n, R, E), scaled; bad rows (n, R, 1) or None."""
+
+    at: Queries
+    rows: Tensor
+    bad: Tensor | None
+
+
+@dataclass(eq=False)
+class ScoreBlock:
+    """A block of final scores (n, R, S'), -inf where hidden, with what the way back needs.
+
+    hidden: (n, R, S') True where hidden, or None; key: (n, S', E) as it entered the product; product: scale * q . k (+ key
+    bias) before phi where phi is not the identity; graph: leaves and scores of a form differentiated by autograd.
+    """
+
+    at: Block
+    scores: Tensor
+    hidden: Tensor | None
+    key: Tensor
+    product: Tensor | None = None
+    graph: tuple[Tensor, Tensor, Tensor] | None = None
+
+
+@dataclass(eq=False)
+class Gradients:
+    """Sums of gradients over blocks, in the accumulation dtype and the order of `Problem.tensors()`."""
+
+    sums: list[Tensor]
+
+
+class Blocks:
+    """Scores of a problem, block by block."""
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        self.tiling = Tiling(problem)
+        self.dtype = problem.accumulate
+        self.doubtful_query = not finite(problem.query)
+        self.doubtful_key = not finite(problem.key)
+        self._extra = 3 + isinstance(problem.temperature, Tensor)
+        match problem.form:
+            case Product(key_bias=key_bias):
+                own = int(key_bias is not None)
+            case AdditiveForm():
+                own = 1
+            case Pairwise(score=score):
+                own = len(score.tensors())
+        self._own = slice(self._extra, self._extra + own)
+
+    # ---- blocks of tensors ------------------------------------------------------------------------------------------
+
+    def query_rows(self, q: Queries, x: Tensor) -> Tensor:
+        """Rows of a (B, H, L, W) tensor as (n, R, W) in the accumulation dtype."""
+        g = self.problem.group
+        block = x[q.b0 : q.b1, q.g0 * g : q.g1 * g, q.row0 : q.row1]
+        return block.reshape(q.entries, g * block.shape[2], x.shape[-1]).to(self.dtype)
+
+    def key_rows(self, q: Queries, block: Block, x: Tensor) -> Tensor:
+        """Rows of a (B, Hkv, S, W) tensor as (n, S', W) in the accumulation dtype."""
+        part = x[q.b0 : q.b1, q.g0 : q.g1, block.col0 : block.col1]
+        return part.reshape(q.entries, block.col1 - block.col0, x.shape[-1]).to(self.dtype)
+
+    def put(self, q: Queries, into: Tensor, rows: Tensor) -> None:
+        """Write rows (n, R, W) into their place in a (B, H, L, W) tensor."""
+        g = self.problem.group
+        part = into[q.b0 : q.b1, q.g0 * g : q.g1 * g, q.row0 : q.row1]
+        part.copy_(rows.reshape(part.shape))
+
+    def four(self, q: Queries, x: Tensor) -> Tensor:
+        """(n, R, S') as (n, G, L', S')."""
+        return x.view(q.entries, self.problem.group, q.row1 - q.row0, x.shape[-1])
+
+    def three(self, q: Queries, x: Tensor) -> Tensor:
+        """A tensor that broadcasts to (n, G, L', S') as one that broadcasts to (n, R, S')."""
+        rows, g = q.row1 - q.row0, self.problem.group
+        if g == 1:
+            return x[:, 0]
+        return x.expand(x.shape[0], g, rows, x.shape[-1]).reshape(x.shape[0], g * rows, x.shape[-1])
+
+    # ---- scores -----------------------------------------------------------------------------------------------------
+
+    def query(self, q: Queries) -> QueryBlock:
+        """A block of queries, scaled (or left alone where the form is not a product)."""
+        rows = self.query_rows(q, self.problem.query)
+        bad = None
+        if self.doubtful_query:
+            bad = ~rows.isfinite().all(-1, keepdim=True)
+            rows = rows.masked_fill(bad, 0)
+        form = self.problem.form
+        if isinstance(form, Product) and form.scale != 1.0:
+            rows = rows * form.scale
+        return QueryBlock(q, rows, bad)
+
+    def scores(self, query: QueryBlock, block: Block, graph: bool = False) -> ScoreBlock:
+        """The final scores of a block. graph: keep what `pull` needs of a form that autograd differentiates."""
+        q, form = query.at, self.problem.form
+        columns = block.col1 - block.col0
+        key = self.key_rows(q, block, self.problem.key)
+        bad = None
+        if self.doubtful_key:
+            bad = ~key.isfinite().all(-1, keepdim=True)
+            key = key.masked_fill(bad, 0)
+        out = ScoreBlock(block, key, None, key)
+        if isinstance(form, Product):
+            s = torch.bmm(query.rows, key.mT)
+            if form.key_bias is not None:
+                self.four(q, s).add_(self._key_bias(q, block, form.key_bias))
+            if form.pointwise is not None:
+                out.product = s
+                s = form.pointwise(s)
+        else:
+            s = self._by_autograd(query, block, key, out, graph)
+        for bias in self.problem.biases:
+            self.four(q, s).add_(bias.block(block.tile).to(self.dtype))
+        temperature = self._temperature(q, block)
+        if temperature is not None:
+            s.div_(temperature)
+        if query.bad is not None:
+            s.masked_fill_(query.bad, math.nan)
+        if bad is not None:
+            s.masked_fill_(bad.mT, math.nan)
+        if block.visible is not None:
+            out.hidden = self.three(q, ~block.visible).expand(-1, -1, columns)
+            s.masked_fill_(out.hidden, -math.inf)
+        out.scores = s
+        return out
+
+    def _key_bias(self, q: Queries, block: Block, key_bias: Tensor) -> Tensor:
+        g = self.problem.group
+        part = key_bias[q.b0 : q.b1, q.g0 * g : q.g1 * g, block.col0 : block.col1]
+        return part.reshape(q.entries, g, 1, -1).to(self.dtype)
+
+    def _temperature(self, q: Queries, block: Block) -> Tensor | float | None:
+        """What scores are divided by: None for 1 and for hard retrieval, else a float or (n or 1, R or 1, 1)."""
+        t = self.problem.temperature
+        if isinstance(t, Tensor):
+            return self.three(q, block.tile.pick(t).to(self.dtype))
+        return None if t in (0.0, 1.0) else t
+
+    def _by_autograd(self, query: QueryBlock, block: Block, key: Tensor, out: ScoreBlock, graph: bool) -> Tensor:
+        q, form, g = query.at, self.problem.form, self.problem.group
+        with torch.set_grad_enabled(graph):
+            rows = query.rows.view(q.entries, g, -1, query.rows.shape[-1]).detach().requires_grad_(graph)
+            cols = key[:, None].detach().requires_grad_(graph)
+            if isinstance(form, AdditiveForm):
+                s = (rows.unsqueeze(-2) + cols.unsqueeze(-3)).tanh() @ self._weight(q, form.weight)
+                s = s.squeeze(-1)
+            else:
+                assert isinstance(form, Pairwise)
+                s = form.score.block(rows, cols, block.tile.i, block.tile.j)
+                want = (q.entries, g, q.row1 - q.row0, block.col1 - block.col0)
+                if tuple(s.shape) != want:
+                    name = type(form.score).__name__
+                    raise SoftlookupError(f"{name}.block: expected scores of shape {want}, got {tuple(s.shape)}")
+                if graph:
+                    refuse_strangers(form.score, s, (rows, cols))
+        if graph:
+            out.graph = rows, cols, s
+        return s.detach().to(self.dtype).reshape(q.entries, query.rows.shape[1], -1).clone()
+
+    def _weight(self, q: Queries, weight: Tensor) -> Tensor:
+        """(H or 1, A) as (n or 1, G or 1, 1, A, 1), a view with a graph back to `weight`."""
+        weight = weight.to(self.dtype)
+        if weight.shape[0] == 1:
+            return weight[:, None, None, :, None]
+        g = self.problem.group
+        part = weight[q.g0 * g : q.g1 * g].view(q.g1 - q.g0, g, -1)
+        return part.repeat(q.b1 - q.b0, 1, 1)[:, :, None, :, None]
+
+    # ---- the way back -----------------------------------------------------------------------------------------------
+
+    def zeros(self) -> Gradients:
+        """A place to sum gradients in."""
+        like = self.problem.tensors()
+        return Gradients([torch.zeros_like(t, dtype=self.dtype, memory_format=torch.contiguous_format) for t in like])
+
+    def pull(self, query: QueryBlock, block: ScoreBlock, ds: Tensor, into: Gradients, dq: Tensor | None) -> Tensor:
+        """Pull the gradient ds (n, R, S') of final scores back, adding to `into`; gives dq + what this block adds, (n, R, E).
+
+        ds is used up, and must be 0 where hidden.
+        """
+        q, form, at = query.at, self.problem.form, block.at
+        temperature = self._temperature(q, at)
+        if temperature is not None:
+            ds.div_(temperature)
+        if isinstance(temperature, Tensor):
+            scores = block.scores if block.hidden is None else block.scores.masked_fill(block.hidden, 0)
+            per_row = -(ds * scores).sum(-1, keepdim=True)
+            part = at.tile.region.cut(into.sums[3])
+            part.add_(at.tile.unfold(self.four(q, per_row)).sum_to_size(part.shape))
+        for bias, grad in zip(self.problem.biases, into.sums[self._own.stop :], strict=True):
+            bias.pull(grad, self.four(q, ds), at.tile)
+        if not isinstance(form, Product):
+            return self._pull_by_autograd(query, block, ds, into, dq)
+        if form.pointwise is not None:
+            assert block.product is not None
+            ds.mul_(form.pointwise.slope(block.product))
+            if block.hidden is not None:
+                ds.masked_fill_(block.hidden, 0)
+        if form.key_bias is not None:
+            g = self.problem.group
+            grad = into.sums[self._own.start][q.b0 : q.b1, q.g0 * g : q.g1 * g, at.col0 : at.col1]
+            grad.add_(self.four(q, ds).sum(2).reshape(grad.shape))
+        self.key_sums(q, at, into.sums[1]).baddbmm_(ds.mT, query.rows)
+        return torch.bmm(ds, block.key) if dq is None else dq.baddbmm_(ds, block.key)
+
+    def key_sums(self, q: Queries, block: Block, sums: Tensor) -> Tensor:
+        """The view (n, S', W) of a (B, Hkv, S, W) sum that this block adds to."""
+        return sums[q.b0 : q.b1, q.g0 : q.g1, block.col0 : block.col1].view(q.entries, -1, sums.shape[-1])
+
+    def _pull_by_autograd(
+        self, query: QueryBlock, block: ScoreBlock, ds: Tensor, into: Gradients, dq: Tensor | None
+    ) -> Tensor:
+        q, form = query.at, self.problem.form
+        assert block.graph is not None
+        rows, cols, s = block.graph
+        block.graph = None
+        own = [form.weight] if isinstance(form, AdditiveForm) else form.score.tensors()  # type: ignore[union-attr]
+        wanted = [k for k, t in enumerate(own) if t.requires_grad]
+        leaves = [rows, cols, *(own[k] for k in wanted)]
+        grads = torch.autograd.grad(s, leaves, self.four(q, ds).to(s.dtype), allow_unused=True)
+        for k, grad in zip(wanted, grads[2:], strict=True):
+            if grad is not None:
+                into.sums[self._own.start + k].add_(grad)
+        if grads[1] is not None:
+            self.key_sums(q, block.at, into.sums[1]).add_(grads[1][:, 0])
+        step = torch.zeros_like(query.rows) if grads[0] is None else grads[0].reshape(query.rows.shape)
+        return step if dq is None else dq.add_(step)
+
+    def finish_query(self, dq: Tensor) -> Tensor:
+        """The gradient of the query itself from that of the scaled rows."""
+        form = self.problem.form
+        return dq * form.scale if isinstance(form, Product) and form.scale != 1.0 else dq
+
+
+def finite(x: Tensor) -> bool:
+    """True if every entry is finite; may say False of entries so large that their sum is not."""
+    return math.isfinite(x.sum(dtype=torch.float32 if x.dtype.itemsize < 4 else None))
+
+
+def refuse_strangers(score: object, s: Tensor, known: tuple[Tensor, ...]) -> None:
+    """Raise if a block of scores depends on a leaf that needs a gradient but that `score.tensors()` does not list."""
+    listed = score.tensors()  # type: ignore[attr-defined]
+    stop = {t.grad_fn for t in listed if t.grad_fn is not None}
+    leaves = {id(t) for t in (*listed, *known)}
+    todo, seen = [s.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen or node in stop:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in leaves:
+            raise SoftlookupError(
+                f"{type(score).__name__}.block: expected its parameters as attributes of the score, got a tensor of shape "
+                f"{tuple(leaf.shape)} from elsewhere that would get no gradient"
+            )
+        todo.extend(fn for fn, _ in node.next_functions)

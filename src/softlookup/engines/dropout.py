@@ -1,0 +1,31 @@
+"""Dropout of attention weights by place: the same weights are dropped in every engine, pass, blocking and split.
+
+Whether w_ij is kept is a 32-bit hash of (seed, batch entry, head, i, j), mixed by the finalizer of Wellons' "lowbias32".
+It is written in 64-bit integers cut to 32 bits, so that torch and C++ give the same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..problem import Dropout
+from ..tile import Tile
+
+_MASK = 0xFFFFFFFF
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)
+
+
+def kept(dropout: Dropout, tile: Tile) -> Tensor:
+    """Boolean (n, G, L', S'), True where the weight is kept."""
+    seed = torch.tensor(dropout.seed & 0x7FFFFFFFFFFFFFFF, device=tile.i.device)
+    row = _mix((seed & _MASK) ^ _mix(((seed >> 32) + 0x9E3779B9) & _MASK))
+    row = _mix((row + tile.batch) & _MASK)
+    row = _mix((row + tile.head) & _MASK)
+    row = _mix((row + tile.i) & _MASK)
+    return _mix((row + tile.j * 0x9E3779B1) & _MASK) >= int(dropout.p * 2**32)

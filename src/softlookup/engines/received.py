@@ -1,0 +1,66 @@
+"""What each key received, R_j = sum_i p_ij (the "heavy hitters" of KV-cache eviction), in a second pass with the log-normalizer.
+
+Its gradient needs no formula of its own: sum_j g_j R_j = sum_i E_p[g], the value of a lookup whose value vectors are g.
+With several query heads per key-value head, each has a column of the value and looks at its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..problem import Problem
+from .blocks import Blocks
+from .streaming import _weights_of, backward, forward, hand_out, revive, skeleton
+
+
+def received(problem: Problem) -> Tensor:
+    """(B, H, S) in the accumulation dtype."""
+    return _Received.apply(problem, *problem.tensors())
+
+
+def _sums(problem: Problem, read: dict[str, Tensor]) -> Tensor:
+    walk, group = Blocks(problem), problem.group
+    batch, heads = problem.query.shape[:2]
+    out = torch.zeros((batch, heads, problem.key.shape[2]), dtype=walk.dtype, device=problem.query.device)
+    m, log_z = read["max_logit"].unsqueeze(-1), read["log_z"].unsqueeze(-1)
+    m = m.masked_fill(m.isneginf(), 0)
+    for at in walk.tiling.queries():
+        query = walk.query(at)
+        rows = walk.query_rows(at, m), walk.query_rows(at, log_z)
+        for block in walk.tiling.blocks(at):
+            p = _weights_of(walk.scores(query, block), *rows, problem.hard)
+            part = out[at.b0 : at.b1, at.g0 * group : at.g1 * group, block.col0 : block.col1]
+            part.add_(walk.four(at, p).sum(2).reshape(part.shape))
+    return out
+
+
+class _Received(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, problem: Problem, *tensors: Tensor) -> Tensor:  # noqa: ANN001
+        problem = replace(problem, needs=frozenset(), dropout=None)
+        ctx.skeleton = skeleton(problem)
+        ctx.save_for_backward(*tensors)
+        problem = problem.with_tensors([t.detach() for t in tensors])
+        return _sums(problem, forward(replace(problem, value=_blank(problem))))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # noqa: ANN001, ANN205
+        tensors = ctx.saved_tensors
+        problem = revive(ctx.skeleton, tensors)
+        batch, heads, length, _ = problem.query.shape
+        kv, group = problem.key.shape[1], problem.group
+        own = grad.view(batch, kv, group, -1).mT.contiguous()  # (B, Hkv, S, G): column g is for the g-th query head
+        one = torch.eye(group, dtype=grad.dtype, device=grad.device).repeat(kv, 1)[None, :, None, :]
+        problem = replace(problem, value=own)
+        with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
+            into = backward(problem, forward(problem), {"average": one.expand(batch, heads, length, group)})
+        into.sums[2] = torch.zeros_like(tensors[2])
+        return None, *hand_out(into, tensors, ctx.needs_input_grad[1:])
+
+
+def _blank(problem: Problem) -> Tensor:
+    """Values of width 1 for a pass that only needs the log-normalizer."""
+    return problem.value.new_zeros(1).expand(*problem.value.shape[:3], 1)

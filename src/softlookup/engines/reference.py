@@ -1,0 +1,143 @@
+"""The reference engine: every weight in memory, every statistic by its definition, gradients by autograd.
+
+It defines what is correct. In float64 it is the oracle that other engines are tested against; it also differentiates twice.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..problem import Problem
+from ..scores import AdditiveForm, Pairwise, Product
+from ..summary import Summary
+from ..tile import Region, Tile
+from .dropout import kept
+
+name = "reference"
+
+
+def refusal(problem: Problem) -> str | None:
+    """Why this engine cannot run the problem: None, it runs everything that fits into memory."""
+    return None
+
+
+def whole(problem: Problem) -> Tile:
+    """The one tile that covers the problem, shaped (B, H, L, S)."""
+    (batch, heads, length, _), keys = problem.query.shape, problem.key.shape[2]
+    device, place = problem.query.device, problem.place
+    i = place.positions(length, device)
+    start = place.key_offset
+    region = Region(0, batch, 0, heads, 0, length, int(i.min()), int(i.max()) + 1, start, start + keys)
+    return Tile(
+        batch=torch.arange(batch, device=device)[:, None, None, None],
+        head=torch.arange(heads, device=device).expand(batch, heads)[:, :, None, None],
+        i=i[:, None],
+        j=torch.arange(start, start + keys, device=device)[None],
+        rows=torch.arange(length, device=device),
+        region=region,
+    )
+
+
+def scores(problem: Problem, tile: Tile) -> tuple[Tensor, Tensor]:
+    """Final scores (B, H, L, S), 0 where hidden, and what is visible."""
+    dtype, group = problem.accumulate, problem.group
+    query, key = problem.query.to(dtype), problem.key.to(dtype).repeat_interleave(group, 1)
+    bad = ~query.isfinite().all(-1)[..., :, None] | ~key.isfinite().all(-1)[..., None, :]
+    query, key = (torch.where(x.isfinite().all(-1, keepdim=True), x, 0) for x in (query, key))
+    match problem.form:
+        case Product() as form:
+            s = query @ key.mT * form.scale
+            if form.key_bias is not None:
+                s = s + form.key_bias.to(dtype)[..., None, :]
+            if form.pointwise is not None:
+                s = form.pointwise(s)
+        case AdditiveForm() as form:
+            s = (torch.tanh(query[..., :, None, :] + key[..., None, :, :]) * form.weight[:, None, None, :].to(dtype)).sum(-1)
+        case Pairwise() as form:
+            entries = (-1, group, query.shape[2], query.shape[3])
+            s = form.score.block(query.reshape(entries), key[:, ::group].flatten(0, 1)[:, None], tile.i, tile.j)
+            s = s.reshape(*query.shape[:3], -1)
+    for bias in problem.biases:
+        s = s + bias.block(tile).to(dtype)
+    if not problem.hard:
+        s = s / problem.temperature
+    visible = problem.mask.visible(tile).expand(s.shape)
+    s = torch.where(bad, math.nan, s)
+    return torch.where(visible, s, 0), visible
+
+
+def distribution(problem: Problem, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+    """p, final scores and what is visible, each (B, H, L, S); p is 0 where hidden."""
+    s, visible = scores(problem, tile)
+    if problem.hard:
+        top = s.masked_fill(~visible, -math.inf).amax(-1, keepdim=True)
+        best = (s == top) & visible
+        p = best / best.sum(-1, keepdim=True).clamp(min=1)
+        return p.to(s.dtype), s, visible
+    some = visible.any(-1, keepdim=True)
+    p = torch.softmax(s.masked_fill(~visible & some, -math.inf), -1)
+    return torch.where(visible, p, 0), s, visible
+
+
+def run(problem: Problem) -> Summary:
+    """The summary of every query, by definition."""
+    tile = whole(problem)
+    p, s, visible = distribution(problem, tile)
+    count = visible.sum(-1)
+    none = count == 0
+    n = count.clamp(min=1)
+    top = s.detach().masked_fill(~visible, -math.inf).amax(-1)
+    safe = top.masked_fill(none, 0)
+    value = problem.value.to(p.dtype).repeat_interleave(problem.group, 1)
+    bad = ~value.isfinite().all(-1)[..., None, :] & visible
+    weights = p
+    if problem.dropout is not None:
+        weights = p * kept(problem.dropout, tile) / max(1 - problem.dropout.p, torch.finfo(p.dtype).tiny)
+    weights = torch.where(bad, math.nan, weights)
+    average = weights @ torch.where(value.isfinite().all(-1, keepdim=True), value, 0)
+    # log p where p > 0 by way of the log-normalizer, so that it has a gradient where p is tiny
+    t = torch.where(visible, s - safe[..., None], 0)
+    if problem.hard:
+        log_z = (p > 0).sum(-1).clamp(min=1).to(p.dtype).log()
+        t = torch.where(p > 0, torch.zeros_like(t), 0 * p)
+    else:
+        log_z = torch.where(none, 0, torch.where(visible, t, -math.inf).masked_fill(none[..., None], 0).logsumexp(-1))
+    excess = (p * t).sum(-1)
+    mean = s.sum(-1) / n
+    spread = torch.where(visible, s - mean[..., None], 0)
+    first = torch.as_tensor(problem.first_key, device=p.device).reshape(-1, 1, 1, 1)
+    sinks = (tile.j >= first) & (tile.j < first + problem.sinks)
+    return Summary(
+        average=average,
+        max_logit=top,
+        log_z=log_z,
+        visible=count,
+        argmax=s.detach().masked_fill(~visible, -math.inf).argmax(-1).add(tile.region.j0).masked_fill(none, -1),
+        excess=excess,
+        entropy=torch.where(none, 0, log_z - excess),
+        expected_logit_var=(p * (t - excess[..., None]).square()).sum(-1),
+        collision=p.square().sum(-1),
+        logit_mean=mean,
+        logit_var=spread.square().sum(-1) / n,
+        sink_mass=(p * sinks).sum(-1),
+        distance=(p * (tile.i - tile.j).abs()).sum(-1),
+        hard=problem.hard,
+    )
+
+
+def received(problem: Problem) -> Tensor:
+    """(B, H, S) sum over queries of the weight that each key received."""
+    return distribution(problem, whole(problem))[0].sum(-2)
+
+
+def divergence(first: Problem, second: Problem) -> Tensor:
+    """(B, H, L) KL(first || second)."""
+    p, s_p, seen_p = distribution(first, whole(first))
+    r, s_r, seen_r = distribution(second, whole(second))
+    log_p = s_p - torch.where(seen_p, s_p, -1e300 if p.dtype == torch.float64 else -1e30).logsumexp(-1, keepdim=True)
+    log_r = s_r - torch.where(seen_r, s_r, -1e300 if p.dtype == torch.float64 else -1e30).logsumexp(-1, keepdim=True)
+    terms = torch.where((p > 0) & seen_r, p * (log_p - log_r), 0)
+    return torch.where(((p > 0) & ~seen_r).any(-1), math.inf, terms.sum(-1))

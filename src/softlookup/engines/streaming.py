@@ -1,0 +1,390 @@
+"""The streaming engine: blocks in plain torch, forward and backward of its own, memory O(n), any device, any score.
+
+The forward keeps running moments per query (`moments.py`). The backward computes each block of scores again and needs
+only a few scalars per query for all statistics together: with t = s - m, e = E_p[t], V = Var_p(s), C = sum p^2,
+
+    ds = p (dP - delta + c0 + c1 t + c2 t^2 + c3 p) + c4 + c5 t          (c4, c5 on visible keys only)
+
+    c0 = g_lse + g_E (1 - e) + g_H e + g_V (e^2 - 2e - V) - 2 g_C C      c1 = g_E - g_H + 2 g_V (1 - e)
+    c2 = g_V    c3 = 2 g_C    c4 = (g_mean - 2 g_var (mean - m)) / n     c5 = 2 g_var / n
+
+where g_x is the gradient of statistic x; sink_mass and distance are expectations like the value and enter dP and delta.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import UnsupportedError
+from ..problem import Problem
+from ..scores import Pairwise
+from ..summary import Summary
+from .blocks import Blocks, Gradients, QueryBlock, ScoreBlock, finite, refuse_strangers
+from .dropout import kept
+from .moments import Moments
+from .tiling import Block, Queries
+
+name = "streaming"
+DIFFERENTIABLE = (
+    "average log_z excess entropy expected_logit_var collision logit_mean logit_var sink_mass distance".split()
+)
+PLAIN = ["max_logit", "visible", "argmax"]
+
+
+def refusal(problem: Problem) -> str | None:
+    """Why this engine cannot run the problem: None, it runs everything."""
+    return None
+
+
+def run(problem: Problem) -> Summary:
+    """The summary of every query, shapes (B, H, L)."""
+    if isinstance(problem.form, Pairwise) and torch.is_grad_enabled():
+        _probe(problem)
+    return Summary(**_as_fields(_Lookup.apply(problem, *problem.tensors())), hard=problem.hard)
+
+
+def _probe(problem: Problem) -> None:
+    """Find a parameter that a score hides from autograd before it silently gets no gradient."""
+    score = problem.form.score  # type: ignore[union-attr]
+    q, k = (x[:1, :1, :1].detach().clone().requires_grad_() for x in (problem.query, problem.key))
+    zero = torch.zeros((1, 1), dtype=torch.int64, device=q.device)
+    with torch.enable_grad():
+        s = score.block(q, k, zero, zero)
+    refuse_strangers(score, s, (q, k))
+
+
+# ---- forward ---------------------------------------------------------------------------------------------------------
+
+
+def forward(problem: Problem) -> dict[str, Tensor]:
+    """All readings of a `Summary` that `problem.needs` asks for, and `average`, (B, H, L) and (B, H, L, Ev)."""
+    walk = Blocks(problem)
+    weights = Weighting(walk)
+    batch, heads, length, _ = problem.query.shape
+    out: dict[str, Tensor] = {}
+    for at in walk.tiling.queries():
+        query, moments = walk.query(at), Moments(problem.needs, problem.hard)
+        sums: dict[str, Tensor] = {}
+        for block in walk.tiling.blocks(at):
+            scored = walk.scores(query, block)
+            e = moments.add(scored.scores, scored.hidden, block.tile.region.j0)
+            weights.add(sums, at, block, scored, e, moments.rescale)
+        read = _empty(walk, at, problem.needs) if moments.m is None else moments.readings()
+        z = None if moments.m is None else moments.z.masked_fill(moments.visible == 0, 1)
+        for key, width in weights.wanted.items():
+            rows = query.rows.shape[:2]
+            read[key] = sums[key].div_(z) if z is not None else query.rows.new_zeros(*rows, width)
+        for key, rows_of in read.items():
+            if key not in out:
+                out[key] = rows_of.new_empty((batch, heads, length, rows_of.shape[-1]))
+            walk.put(at, out[key], rows_of)
+    return {key: x if key == "average" else x.squeeze(-1) for key, x in out.items()}
+
+
+def _empty(walk: Blocks, at: Queries, needs: frozenset[str]) -> dict[str, Tensor]:
+    """The readings of rows that saw no block at all."""
+    moments = Moments(needs, walk.problem.hard)
+    rows = at.entries, walk.problem.group * (at.row1 - at.row0)
+    s = torch.full((*rows, 1), -math.inf, dtype=walk.dtype, device=walk.problem.query.device)
+    moments.add(s, torch.ones_like(s, dtype=torch.bool), 0)
+    return moments.readings()
+
+
+class Weighting:
+    """What weights are applied to: the values, and the indicator functions whose expectations are statistics."""
+
+    def __init__(self, walk: Blocks):
+        self.walk = walk
+        self.problem = problem = walk.problem
+        self.doubtful = not finite(problem.value)
+        self.wanted = {"average": problem.value.shape[-1]}
+        self.wanted |= {name: 1 for name in ("sink_mass", "distance") if name in problem.needs}
+
+    def add(
+        self, sums: dict[str, Tensor], at: Queries, block: Block, scored: ScoreBlock, e: Tensor, rescale: Tensor | None
+    ) -> None:
+        """Rescale the sums, then add e f for every f wanted. e (n, R, S') is used up."""
+        if rescale is not None:
+            for total in sums.values():
+                total.mul_(rescale)
+        for key in self.wanted:
+            if key == "average":
+                continue
+            f = self.indicator(key, at, block)
+            if f is not None or key not in sums:
+                part = e.new_zeros((*e.shape[:2], 1)) if f is None else (e * f).sum(-1, keepdim=True)
+                sums[key] = part if key not in sums else sums[key].add_(part)
+        if self.problem.dropout is not None:
+            e = e * self.dropped(at, block)
+        value, bad = self.value(at, block)
+        if bad is not None:
+            poison(e, scored.hidden, bad)
+        sums["average"] = torch.bmm(e, value) if "average" not in sums else sums["average"].baddbmm_(e, value)
+
+    def value(self, at: Queries, block: Block) -> tuple[Tensor, Tensor | None]:
+        """The block's values (n, S', Ev), and which rows are not finite (n, 1, S') or None; those are zeros."""
+        value = self.walk.key_rows(at, block, self.problem.value)
+        if not self.doubtful:
+            return value, None
+        bad = ~value.isfinite().all(-1, keepdim=True)
+        return value.masked_fill(bad, 0), bad.mT
+
+    def dropped(self, at: Queries, block: Block) -> Tensor:
+        """What dropout multiplies weights by: 0 or 1/(1 - p), (n, R, S')."""
+        dropout = self.problem.dropout
+        assert dropout is not None
+        keep = self.walk.three(at, kept(dropout, block.tile))
+        return keep.to(self.walk.dtype).div_(1 - dropout.p) if dropout.p < 1 else torch.zeros_like(keep, dtype=self.walk.dtype)
+
+    def indicator(self, key: str, at: Queries, block: Block) -> Tensor | None:
+        """f_ij whose expectation is the statistic, broadcastable to (n, R, S'); None where it is 0 all over the block."""
+        tile = block.tile
+        if key == "distance":
+            far = tile.i.to(self.walk.dtype) - tile.j.to(self.walk.dtype)
+            return far.abs_().repeat(self.problem.group, 1)
+        first = self.problem.first_key
+        if isinstance(first, int):
+            if tile.region.j0 >= first + self.problem.sinks:
+                return None
+            inside = (tile.j >= first) & (tile.j < first + self.problem.sinks)
+        else:
+            start = first.to(tile.j.device)[tile.batch[:, 0] if len(first) > 1 else torch.zeros_like(tile.batch[:, 0])]
+            inside = (tile.j >= start) & (tile.j < start + self.problem.sinks)
+        return inside.to(self.walk.dtype)
+
+
+def poison(weights: Tensor, hidden: Tensor | None, bad: Tensor) -> None:
+    """Set the weights of the bad keys (n, 1, S') to NaN for the rows that see them, so that exactly those become NaN."""
+    weights.masked_fill_(bad if hidden is None else bad & ~hidden, math.nan)
+
+
+# ---- backward --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Rows:
+    """What the backward needs of each query, all (B, H, L, 1): the distribution's scalars and the coefficients c0 … c5."""
+
+    m: Tensor
+    log_z: Tensor
+    c0: Tensor
+    c: dict[int, Tensor]
+    grads: dict[str, Tensor]
+
+
+def backward(problem: Problem, read: dict[str, Tensor], grads: dict[str, Tensor]) -> Gradients:
+    """Gradients of all of `problem.tensors()` from those of the readings (`average` and statistics; absent ones are 0)."""
+    walk = Blocks(problem)
+    weights = Weighting(walk)
+    into = walk.zeros()
+    rows = coefficients(read, grads)
+    grad_average = grads.get("average")
+    doubtful = grad_average is not None and not finite(grad_average)
+    for at in walk.tiling.queries():
+        query = walk.query(at)
+        cut = {k: walk.query_rows(at, x) for k, x in rows.c.items()}
+        m, log_z, c0 = (walk.query_rows(at, x) for x in (rows.m, rows.log_z, rows.c0))
+        expected = {k: walk.query_rows(at, g) for k, g in rows.grads.items()}
+        upstream = None if grad_average is None else walk.query_rows(at, grad_average)
+        bad = None
+        if doubtful:
+            assert upstream is not None
+            bad = ~upstream.isfinite().all(-1, keepdim=True)
+            upstream = upstream.masked_fill(bad, 0)
+        dq: Tensor | None = None
+        for block in walk.tiling.blocks(at):
+            scored = walk.scores(query, block, graph=not problem.hard)
+            p = _weights_of(scored, m, log_z, problem.hard)
+            ds = _upstream(weights, at, block, scored, p, upstream, bad, expected, into)
+            if problem.hard:
+                continue
+            if ds is None:
+                ds = c0.expand_as(p).clone()
+            else:
+                ds.add_(c0)
+            t = None
+            if cut:
+                t = scored.scores.sub(m)
+                if scored.hidden is not None:
+                    t.masked_fill_(scored.hidden, 0)
+                if 2 in cut:
+                    ds.addcmul_(t.square(), cut[2].expand_as(t))
+                if 1 in cut:
+                    ds.addcmul_(t, cut[1].expand_as(t))
+                if 3 in cut:
+                    ds.addcmul_(p, cut[3].expand_as(p))
+            ds.mul_(p)
+            if 4 in cut:
+                ds.add_(cut[4])
+            if 5 in cut:
+                assert t is not None
+                ds.addcmul_(t, cut[5].expand_as(t))
+            if scored.hidden is not None:
+                ds.masked_fill_(scored.hidden, 0)
+            dq = walk.pull(query, scored, ds, into, dq)
+        if dq is not None:
+            walk.put(at, into.sums[0], walk.finish_query(dq))
+    return into
+
+
+def _weights_of(scored: ScoreBlock, m: Tensor, log_z: Tensor, hard: bool) -> Tensor:
+    """p (n, R, S'), exactly 0 where hidden, in rows of NaN too."""
+    if hard:
+        return (scored.scores == m).to(m.dtype).mul_(torch.exp(-log_z))
+    p = scored.scores.sub(m).sub_(log_z).exp_()  # not m + log_z: their sum would round away digits of log_z
+    return p if scored.hidden is None else p.masked_fill_(scored.hidden, 0)
+
+
+def _upstream(
+    weights: Weighting,
+    at: Queries,
+    block: Block,
+    scored: ScoreBlock,
+    p: Tensor,
+    upstream: Tensor | None,
+    bad: Tensor | None,
+    expected: dict[str, Tensor],
+    into: Gradients,
+) -> Tensor | None:
+    """dP (n, R, S') from the value and the expectations; adds the values' gradient on the way."""
+    ds: Tensor | None = None
+    if upstream is not None:
+        drop = weights.dropped(at, block) if weights.problem.dropout is not None else None
+        w = p if drop is None else p * drop
+        if bad is not None:
+            w = w.masked_fill(bad if scored.hidden is None else bad & ~scored.hidden, math.nan)
+        weights.walk.key_sums(at, block, into.sums[2]).baddbmm_(w.mT, upstream)
+        value, bad_value = weights.value(at, block)
+        ds = torch.bmm(upstream, value.mT)
+        if drop is not None:
+            ds.mul_(drop)
+        if bad_value is not None:
+            ds.masked_fill_(bad_value, math.nan)
+    for key, g in expected.items():
+        f = weights.indicator(key, at, block)
+        if f is not None:
+            ds = g * f if ds is None else ds.add_(g * f)
+    if ds is not None and ds.shape != p.shape:
+        ds = ds.expand_as(p).clone()
+    return ds
+
+
+def coefficients(read: dict[str, Tensor], grads: dict[str, Tensor]) -> Rows:
+    """The scalars per query of the formula at the head of this file; c0 includes -delta. Empty rows get zeros."""
+    one = {k: x.unsqueeze(-1) for k, x in read.items() if k != "average"}
+    g = {k: x.unsqueeze(-1) for k, x in grads.items() if k != "average"}
+    m = one["max_logit"].masked_fill(one["max_logit"] == -math.inf, 0)
+    n = one["visible"].clamp(min=1).to(m.dtype)
+    c0 = torch.zeros_like(m)
+    c: dict[int, Tensor] = {}
+
+    def add(k: int, x: Tensor) -> None:
+        c[k] = c[k] + x if k in c else x
+
+    if "average" in grads:
+        c0 = c0 - (grads["average"].to(m.dtype) * read["average"]).sum(-1, keepdim=True)
+    for key in ("sink_mass", "distance"):
+        if key in g:
+            c0 = c0 - g[key] * one[key]
+    if "log_z" in g:
+        c0 = c0 + g["log_z"]
+    if "excess" in g:
+        c0 = c0 + g["excess"] * (1 - one["excess"])
+        add(1, g["excess"])
+    if "entropy" in g:
+        c0 = c0 + g["entropy"] * one["excess"]
+        add(1, -g["entropy"])
+    if "expected_logit_var" in g:
+        e, var, gv = one["excess"], one["expected_logit_var"], g["expected_logit_var"]
+        c0 = c0 + gv * (e * e - 2 * e - var)
+        add(1, 2 * gv * (1 - e))
+        add(2, gv)
+    if "collision" in g:
+        c0 = c0 - 2 * g["collision"] * one["collision"]
+        add(3, 2 * g["collision"])
+    if "logit_mean" in g:
+        add(4, g["logit_mean"] / n)
+    if "logit_var" in g:
+        add(4, -2 * g["logit_var"] * (one["logit_mean"] - m) / n)
+        add(5, 2 * g["logit_var"] / n)
+    return Rows(m, one["log_z"], c0, c, {k: g[k] for k in ("sink_mass", "distance") if k in g})
+
+
+# ---- autograd --------------------------------------------------------------------------------------------------------
+
+
+def _as_fields(outputs: tuple[Tensor | None, ...]) -> dict[str, Tensor | None]:
+    return dict(zip([*DIFFERENTIABLE, *PLAIN], outputs, strict=True))
+
+
+class _Lookup(torch.autograd.Function):
+    """The whole lookup as one node of autograd's graph; saves inputs, value and a few scalars per query."""
+
+    @staticmethod
+    def forward(ctx, problem: Problem, *tensors: Tensor):  # noqa: ANN001, ANN205
+        ctx.set_materialize_grads(False)
+        ctx.skeleton = skeleton(problem)
+        read = forward(problem.with_tensors([t.detach() for t in tensors]))
+        ctx.names = [name for name in read if name not in _NOT_USED_BACKWARD]
+        ctx.save_for_backward(*tensors, *(read[name] for name in ctx.names))
+        outputs = tuple(
+            read.get(name) if name in _ALWAYS or name in problem.needs else None for name in (*DIFFERENTIABLE, *PLAIN)
+        )
+        ctx.mark_non_differentiable(*(x for x in outputs[len(DIFFERENTIABLE) :] if x is not None))
+        return outputs
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor | None):  # noqa: ANN001, ANN205
+        count = len(ctx.needs_input_grad) - 1
+        tensors, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        named = zip(DIFFERENTIABLE, grads, strict=False)
+        given = {name: g for name, g in named if g is not None}
+        problem = revive(ctx.skeleton, tensors)
+        with torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
+            into = backward(problem, dict(zip(ctx.names, saved, strict=True)), given)
+        return None, *hand_out(into, tensors, ctx.needs_input_grad[1:])
+
+
+_ALWAYS = ("average", "log_z", "max_logit", "visible")
+_NOT_USED_BACKWARD = ("argmax", "logit_var", "entropy")
+
+
+def skeleton(problem: Problem) -> Problem:
+    """The problem without its tensors, so that autograd alone decides how long those live."""
+    return problem.with_tensors([t.detach().new_empty(0) for t in problem.tensors()])
+
+
+def revive(problem: Problem, tensors: tuple[Tensor, ...]) -> Problem:
+    """A skeleton with its tensors again, as leaves of a new graph."""
+    return problem.with_tensors([t.detach().requires_grad_(t.requires_grad) for t in tensors])
+
+
+def hand_out(into: Gradients, tensors: tuple[Tensor, ...], wanted: tuple[bool, ...]) -> list[Tensor | None]:
+    """The sums as gradients of the inputs, in the inputs' dtypes."""
+    out = [g.to(t.dtype) if w else None for g, t, w in zip(into.sums, tensors, wanted, strict=True)]
+    return forbid_second_derivative(out, tensors)
+
+
+def forbid_second_derivative(grads: list[Tensor | None], inputs: tuple[Tensor, ...]) -> list[Tensor | None]:
+    """Gradients that raise one clear line if they are differentiated again (create_graph=True is otherwise harmless)."""
+    if not torch.is_grad_enabled():
+        return grads
+    return [None if g is None else _Once.apply(g, *inputs) for g in grads]
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grad: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ANN001
+        ctx.count = 1 + len(inputs)
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx, *_: Tensor):  # noqa: ANN001, ANN205
+        raise UnsupportedError(
+            "the streaming engine has no second derivative: expected first-order gradients, got double backward "
+            '(softlookup.engine("reference") has one, with the whole weight matrix in memory)'
+        )

@@ -1,0 +1,179 @@
+"""How a problem is cut into blocks: key-value heads in groups, queries in rows, keys in ranges that the mask leaves.
+
+A block of scores should stay in a core's L2 cache from the product that makes it to the one that uses it up: that is
+what a fused kernel wins by, and a torch program too. 2^18 floats (1 MiB) measured best here; shapes 2 x 256 x 512 to
+4 x 256 x 256 differ by a few percent. Where the mask is narrow, fewer query rows waste fewer scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..masks import Cover
+from ..problem import Problem
+from ..scores import Product
+from ..tile import Region, Tile
+
+CPU_SCORES = 2**18
+GPU_SCORES = 2**24
+PAIRWISE_FLOATS = 2**19
+
+
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """A block of queries: batch entries b0:b1 of key-value heads g0:g1, rows row0:row1, at positions i (L',)."""
+
+    b0: int
+    b1: int
+    g0: int
+    g1: int
+    row0: int
+    row1: int
+    i: Tensor
+    i0: int
+    i1: int
+
+    @property
+    def entries(self) -> int:
+        """Pairs of batch entry and key-value head."""
+        return (self.b1 - self.b0) * (self.g1 - self.g0)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A block of keys for a block of queries: columns col0:col1 of the key tensor. visible is None where all are."""
+
+    tile: Tile
+    col0: int
+    col1: int
+    visible: Tensor | None
+
+
+class Tiling:
+    """The blocks of a problem, in an order in which keys of one query block come one after the other, ascending."""
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        self.device = problem.query.device
+        self.batch, self.heads, self.length, width = problem.query.shape
+        self.kv_heads, self.keys = problem.key.shape[1], problem.key.shape[2]
+        self.group = problem.group
+        if isinstance(problem.form, Product):
+            self.budget = CPU_SCORES if self.device.type == "cpu" else GPU_SCORES
+        else:  # every score has intermediate vectors as wide as a key
+            self.budget = max(256, PAIRWISE_FLOATS // max(width, problem.key.shape[-1]))
+        self.positions = problem.place.positions(self.length, self.device)
+        self.rows = self._rows()
+        self.entries, self.columns = self._sizes()
+
+    def _bounds(self, row0: int, row1: int) -> tuple[int, int]:
+        """Half-open bounds of the positions of rows row0:row1."""
+        queries = self.problem.place.queries
+        if isinstance(queries, int):
+            return queries + row0, queries + row1
+        part = self.positions[row0:row1]
+        return int(part.min()), int(part.max()) + 1
+
+    def _range(self, i0: int, i1: int) -> tuple[int, int]:
+        """Half-open positions of the keys here that queries at i0:i1 may see."""
+        start = self.problem.place.key_offset
+        lo, hi = self.problem.mask.span(i0, i1)
+        return int(max(start, lo)), int(min(start + self.keys, hi))
+
+    def _rows(self) -> int:
+        """Query rows per block: the choice that computes the fewest scores, a product of few rows being less efficient."""
+        most = max(1, self.budget // 256 // self.group)
+        best, least = 1, float("inf")
+        for rows in {min(self.length, max(1, r // self.group), most) for r in (256, 128, 64)}:
+            starts = range(0, self.length, max(rows, self.length // 8 // rows * rows))
+            spans = [self._range(*self._bounds(r, min(r + rows, self.length))) for r in starts]
+            mean = sum(max(0, hi - lo) for lo, hi in spans) / len(spans)
+            cost = mean * (1 + 64 / (rows * self.group))
+            if cost < least or (cost == least and rows > best):
+                best, least = rows, cost
+        return best
+
+    def _sizes(self) -> tuple[int, int]:
+        """(pairs of batch entry and key-value head, keys) per block."""
+        rows = self.rows * self.group
+        middle = self.length // 2 // self.rows * self.rows
+        lo, hi = self._range(*self._bounds(middle, min(middle + self.rows, self.length)))
+        columns = min(self.keys, 512, max(64, -(-(hi - lo) // 64) * 64))
+        entries = max(1, min(self.batch * self.kv_heads, self.budget // (rows * columns)))
+        columns = max(1, min(self.keys, self.budget // (rows * entries)))
+        return entries, columns
+
+    def queries(self) -> Iterator[Queries]:
+        """Blocks of queries: whole batch entries together, or some heads of one."""
+        whole = max(1, self.entries // self.kv_heads)
+        if self.problem.mask.differs_in_batch() and self.length * self.keys > 4096:
+            whole = 1
+        some = self.kv_heads
+        if self.entries < self.kv_heads:
+            some = -(-self.kv_heads // -(-self.kv_heads // self.entries))
+        for b0 in range(0, self.batch, whole):
+            for g0 in range(0, self.kv_heads, some):
+                for row0 in range(0, self.length, self.rows):
+                    row1 = min(row0 + self.rows, self.length)
+                    i0, i1 = self._bounds(row0, row1)
+                    b1, g1 = min(b0 + whole, self.batch), min(g0 + some, self.kv_heads)
+                    yield Queries(b0, b1, g0, g1, row0, row1, self.positions[row0:row1], i0, i1)
+
+    def blocks(self, q: Queries) -> Iterator[Block]:
+        """The blocks of keys that these queries see anything of."""
+        mask, start = self.problem.mask, self.problem.place.key_offset
+        lo, hi = self._range(q.i0, q.i1)
+        for j0 in range(lo, hi, self.columns):
+            j1 = min(j0 + self.columns, hi)
+            heads = q.g0 * self.group, q.g1 * self.group
+            region = Region(q.b0, q.b1, *heads, q.row0, q.row1, q.i0, q.i1, j0, j1)
+            cover = mask.cover(region)
+            if cover is Cover.EMPTY:
+                continue
+            tile = self.tile(q, region)
+            visible = None
+            if cover is Cover.PARTIAL:
+                visible = mask.visible(tile)
+                if visible.all():
+                    visible = None
+                elif not visible.any():
+                    continue
+                else:
+                    visible = visible[(None,) * (4 - visible.ndim)]
+            yield Block(tile, j0 - start, j1 - start, visible)
+
+    def tile(self, q: Queries, region: Region) -> Tile:
+        """The index tensors of a block."""
+        b = torch.arange(q.b0, q.b1, device=self.device)
+        h = torch.arange(region.h0, region.h1, device=self.device)
+        return Tile(
+            batch=b.repeat_interleave(q.g1 - q.g0)[:, None, None, None],
+            head=h.reshape(-1, self.group).repeat(len(b), 1)[:, :, None, None],
+            i=q.i[:, None],
+            j=torch.arange(region.j0, region.j1, device=self.device)[None, :],
+            rows=torch.arange(q.row0, q.row1, device=self.device),
+            region=region,
+        )
+
+
+def visible_counts(problem: Problem) -> Tensor:
+    """(B, H, L) int64: how many keys *of the whole* each query sees, counted block by block from the mask alone."""
+    batch, heads, length, _ = problem.query.shape
+    place = replace(problem.place, key_offset=0)
+    ghost = problem.key.new_empty(1).expand(batch, problem.key.shape[1], place.total_keys, 1)
+    narrow = Product(problem.query[..., :1], ghost)
+    tiling = Tiling(replace(problem, place=place, form=narrow))
+    counts = torch.zeros((batch, heads, length), dtype=torch.int64, device=problem.query.device)
+    for q in tiling.queries():
+        part = counts[q.b0 : q.b1, q.g0 * tiling.group : q.g1 * tiling.group, q.row0 : q.row1]
+        for block in tiling.blocks(q):
+            if block.visible is None:
+                part += block.col1 - block.col0
+            else:
+                shape = q.entries, tiling.group, q.row1 - q.row0, block.col1 - block.col0
+                part += block.visible.expand(shape).sum(-1).reshape(part.shape)
+    return counts

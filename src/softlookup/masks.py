@@ -1,0 +1,421 @@
+"""What is visible: masks as an algebra that tells the engine which blocks are empty, full or partial.
+
+A mask answers three questions, each about absolute positions (see `tile.Place`):
+
+* `visible(tile)`: the boolean block itself, True where visible, broadcastable to the block's shape;
+* `cover(region)`: is a block EMPTY, FULL or PARTIAL? It may say PARTIAL when unsure, never the reverse;
+* `span(i0, i1)`: bounds on the keys that queries at positions [i0, i1) can see.
+
+No n x n tensor is built for a structured mask: only PARTIAL blocks are ever evaluated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from .errors import SoftlookupError
+from .tile import Region, Tile
+
+
+class Cover(Enum):
+    """How much of a block a mask leaves visible."""
+
+    EMPTY = 0
+    PARTIAL = 1
+    FULL = 2
+
+
+Span = tuple[float, float]
+EVERYWHERE: Span = (-math.inf, math.inf)
+
+
+class Mask:
+    """Base of all masks. Combine with `&` (both see it), `|` (either sees it), `~` (hidden becomes visible)."""
+
+    def visible(self, tile: Tile) -> Tensor:
+        """Boolean block, True where visible, broadcastable to (n, G, L', S')."""
+        raise NotImplementedError
+
+    def cover(self, region: Region) -> Cover:
+        """EMPTY, FULL or PARTIAL. PARTIAL is always a safe answer."""
+        return Cover.PARTIAL
+
+    def span(self, i0: int, i1: int) -> Span:
+        """Half-open bounds of the key positions visible from query positions [i0, i1)."""
+        return EVERYWHERE
+
+    def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
+        """Raise `SoftlookupError` if the mask does not fit B batch entries, H heads, L queries, S keys (of the whole)."""
+
+    def first_key(self) -> int | Tensor:
+        """Position of the first real key: 0, or (B,) where padding on the left hides the beginning."""
+        return 0
+
+    def differs_in_batch(self) -> bool:
+        """True if `cover` may differ between batch entries, so that blocking them apart can pay."""
+        return False
+
+    def __and__(self, other: Mask) -> Mask:
+        return And(self, _as_mask(other))
+
+    def __or__(self, other: Mask) -> Mask:
+        return Or(self, _as_mask(other))
+
+    def __invert__(self) -> Mask:
+        return Not(self)
+
+    __rand__ = __and__
+    __ror__ = __or__
+
+
+def _as_mask(mask: object) -> Mask:
+    if isinstance(mask, Mask):
+        return mask
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        return Dense(mask)
+    if callable(mask):
+        return MaskFunction(mask)
+    raise SoftlookupError(f"mask: expected a Mask, a boolean tensor or a function to combine with, got {describe(mask)}")
+
+
+def describe(thing: object) -> str:
+    if isinstance(thing, Tensor):
+        return f"a {str(thing.dtype).removeprefix('torch.')} tensor of shape {tuple(thing.shape)}"
+    return type(thing).__name__
+
+
+@dataclass(frozen=True, eq=False)
+class And(Mask):
+    a: Mask
+    b: Mask
+
+    def visible(self, tile: Tile) -> Tensor:
+        return self.a.visible(tile) & self.b.visible(tile)
+
+    def cover(self, region: Region) -> Cover:
+        a = self.a.cover(region)
+        if a is Cover.EMPTY:
+            return a
+        b = self.b.cover(region)
+        return b if a is Cover.FULL or b is Cover.EMPTY else a
+
+    def span(self, i0: int, i1: int) -> Span:
+        (a0, a1), (b0, b1) = self.a.span(i0, i1), self.b.span(i0, i1)
+        return max(a0, b0), min(a1, b1)
+
+    def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
+        self.a.check(batch, heads, queries, keys)
+        self.b.check(batch, heads, queries, keys)
+
+    def first_key(self) -> int | Tensor:
+        a, b = self.a.first_key(), self.b.first_key()
+        if isinstance(a, int) and isinstance(b, int):
+            return max(a, b)
+        return torch.maximum(torch.as_tensor(a), torch.as_tensor(b))
+
+    def differs_in_batch(self) -> bool:
+        return self.a.differs_in_batch() or self.b.differs_in_batch()
+
+
+@dataclass(frozen=True, eq=False)
+class Or(Mask):
+    a: Mask
+    b: Mask
+
+    def visible(self, tile: Tile) -> Tensor:
+        return self.a.visible(tile) | self.b.visible(tile)
+
+    def cover(self, region: Region) -> Cover:
+        a = self.a.cover(region)
+        if a is Cover.FULL:
+            return a
+        b = self.b.cover(region)
+        return b if a is Cover.EMPTY or b is Cover.FULL else a
+
+    def span(self, i0: int, i1: int) -> Span:
+        (a0, a1), (b0, b1) = self.a.span(i0, i1), self.b.span(i0, i1)
+        return min(a0, b0), max(a1, b1)
+
+    def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
+        self.a.check(batch, heads, queries, keys)
+        self.b.check(batch, heads, queries, keys)
+
+    def differs_in_batch(self) -> bool:
+        return self.a.differs_in_batch() or self.b.differs_in_batch()
+
+
+@dataclass(frozen=True, eq=False)
+class Not(Mask):
+    a: Mask
+
+    def visible(self, tile: Tile) -> Tensor:
+        return ~self.a.visible(tile)
+
+    def cover(self, region: Region) -> Cover:
+        cover = self.a.cover(region)
+        return {Cover.EMPTY: Cover.FULL, Cover.FULL: Cover.EMPTY}.get(cover, Cover.PARTIAL)
+
+    def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
+        self.a.check(batch, heads, queries, keys)
+
+    def differs_in_batch(self) -> bool:
+        return self.a.differs_in_batch()
+
+
+class Everything(Mask):
+    """Every key is visible: what `mask=None` means."""
+
+    def visible(self, tile: Tile) -> Tensor:
+        return torch.ones((1, 1), dtype=torch.bool, device=tile.i.device)
+
+    def cover(self, region: Region) -> Cover:
+        return Cover.FULL
+
+
+class Causal(Mask):
+    """A query sees keys at its own position and before: j <= i. Right-aligned where L != S."""
+
+    def visible(self, tile: Tile) -> Tensor:
+        return tile.j <= tile.i
+
+    def cover(self, region: Region) -> Cover:
+        if region.j0 > region.i1 - 1:
+            return Cover.EMPTY
+        return Cover.FULL if region.j1 - 1 <= region.i0 else Cover.PARTIAL
+
+    def span(self, i0: int, i1: int) -> Span:
+        return -math.inf, i1
+
+
+class Window(Mask):
+    """A query sees keys nearer than `width` on both sides: |i - j| < width.
+
+    `Causal() & Window(w)` sees w keys, the query's own included (Hugging Face's `sliding_window`).
+    """
+
+    def __init__(self, width: int):
+        if width < 1:
+            raise SoftlookupError(f"Window: expected a width of at least 1, got {width}")
+        self.width = int(width)
+
+    def visible(self, tile: Tile) -> Tensor:
+        return (tile.i - tile.j).abs() < self.width
+
+    def cover(self, region: Region) -> Cover:
+        near = max(region.j0 - (region.i1 - 1), region.i0 - (region.j1 - 1), 0)
+        far = max(region.j1 - 1 - region.i0, region.i1 - 1 - region.j0)
+        if near >= self.width:
+            return Cover.EMPTY
+        return Cover.FULL if far < self.width else Cover.PARTIAL
+
+    def span(self, i0: int, i1: int) -> Span:
+        return i0 - self.width + 1, i1 + self.width - 1
+
+
+class Dilated(Mask):
+    """A query sees every `rate`-th key, counted from its own position: (i - j) mod rate = 0 (Child et al. 2019)."""
+
+    def __init__(self, rate: int):
+        if rate < 1:
+            raise SoftlookupError(f"Dilated: expected a rate of at least 1, got {rate}")
+        self.rate = int(rate)
+
+    def visible(self, tile: Tile) -> Tensor:
+        return (tile.i - tile.j) % self.rate == 0
+
+
+class Prefix(Mask):
+    """The first `length` keys are visible to every query: j < length, an int or one per batch entry (B,).
+
+    A prefix language model is `Causal() | Prefix(n)`.
+    """
+
+    def __init__(self, length: int | Tensor):
+        self._what = type(self).__name__
+        self.length = torch.as_tensor(length)
+        if self.length.ndim > 1 or self.length.is_floating_point():
+            raise SoftlookupError(
+                f"{self._what}: expected an int or an integer tensor of shape (B,), got {describe(self.length)}"
+            )
+
+    def visible(self, tile: Tile) -> Tensor:
+        length = self.length.to(tile.j.device)
+        return tile.j < (length[tile.batch] if length.ndim else length)
+
+    def cover(self, region: Region) -> Cover:
+        lengths = self.length[region.b0 : region.b1] if self.length.ndim else self.length
+        if region.j0 >= int(lengths.max()):
+            return Cover.EMPTY
+        return Cover.FULL if region.j1 <= int(lengths.min()) else Cover.PARTIAL
+
+    def span(self, i0: int, i1: int) -> Span:
+        return -math.inf, int(self.length.max())
+
+    def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
+        if self.length.ndim and len(self.length) != batch:
+            raise SoftlookupError(f"{self._what}: expected {batch} lengths, one per batch entry, got {len(self.length)}")
+
+    def differs_in_batch(self) -> bool:
+        return self.length.ndim == 1
+
+
+class Lengths(Prefix):
+    """Padding on the right: batch entry b has `lengths[b]` real keys, j < lengths[b]. lengths: int (B,)."""
+
+
+class Padding(Mask):
+    """Which keys are real: a boolean (B, S), True where real; for padding on either side."""
+
+    def __init__(self, keep: Tensor):
+        if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.ndim != 2:
+            raise SoftlookupError(f"Padding: expected a boolean tensor of shape (B, S), got {describe(keep)}")
+        self.keep = keep
+
+    def visible(self, tile: Tile) -> Tensor:
+        keep = self.keep.to(tile.j.device)
+        return keep[tile.batch if len(keep) > 1 else torch.zeros_like(tile.batch), tile.j]
+
+    def cover(self, region: Region) -> Cover:
+        rows = self.keep[region.b0 : region.b1] if len(self.keep) > 1 else self.keep
+        block = rows[:, region.j0 : region.j1]
+        if block.all():
+            return Cover.FULL
+        return Cover.PARTIAL if block.any() else Cover.EMPTY
+
+    def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
+        if self.keep.shape[0] not in (1, batch) or self.keep.shape[1] != keys:
+            raise SoftlookupError(f"Padding: expected shape ({batch}, {keys}), got {tuple(self.keep.shape)}")
+
+    def first_key(self) -> Tensor:
+        return self.keep.to(torch.int8).argmax(-1)
+
+    def differs_in_batch(self) -> bool:
+        return len(self.keep) > 1
+
+
+class Documents(Mask):
+    """Several documents in one row: a query sees the keys of its own document.
+
+    ids: int (S,) or (B, S), the document of each key; a query's document is that of the key at its own position,
+    or `query_ids` (L,) or (B, L) by row where queries are another sequence.
+    """
+
+    def __init__(self, ids: Tensor, query_ids: Tensor | None = None):
+        for name, t in (("ids", ids), ("query_ids", query_ids)):
+            if t is not None and (not isinstance(t, Tensor) or t.is_floating_point() or t.ndim not in (1, 2)):
+                raise SoftlookupError(f"Documents: expected integer {name} of shape (S,) or (B, S), got {describe(t)}")
+        self.ids = ids if ids.ndim == 2 else ids[None]
+        self.query_ids = query_ids if query_ids is None or query_ids.ndim == 2 else query_ids[None]
+
+    def _pick(self, ids: Tensor, tile: Tile, at: Tensor) -> Tensor:
+        ids = ids.to(at.device)
+        return ids[tile.batch if len(ids) > 1 else torch.zeros_like(tile.batch), at]
+
+    def visible(self, tile: Tile) -> Tensor:
+        queries = self.ids if self.query_ids is None else self.query_ids
+        at = tile.i if self.query_ids is None else tile.rows[:, None]
+        return self._pick(queries, tile, at) == self._pick(self.ids, tile, tile.j)
+
+    def cover(self, region: Region) -> Cover:
+        def part(ids: Tensor, lo: int, hi: int) -> Tensor:
+            return (ids[region.b0 : region.b1] if len(ids) > 1 else ids)[:, lo:hi]
+
+        keys = part(self.ids, region.j0, region.j1)
+        if self.query_ids is None:
+            queries = part(self.ids, region.i0, region.i1)
+        else:
+            queries = part(self.query_ids, region.row0, region.row1)
+        if not queries.numel() or not keys.numel():
+            return Cover.PARTIAL
+        q0, q1, k0, k1 = queries.amin(1), queries.amax(1), keys.amin(1), keys.amax(1)
+        if bool(((q1 < k0) | (k1 < q0)).all()):
+            return Cover.EMPTY
+        return Cover.FULL if bool(((q0 == q1) & (k0 == k1) & (q0 == k0)).all()) else Cover.PARTIAL
+
+    def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
+        if self.ids.shape[0] not in (1, batch) or self.ids.shape[1] != keys:
+            raise SoftlookupError(f"Documents: expected ids of shape ({batch}, {keys}), got {tuple(self.ids.shape)}")
+        if self.query_ids is None:
+            if queries > keys:
+                raise SoftlookupError(f"Documents: expected query_ids, as there are {queries} queries and {keys} keys")
+        elif self.query_ids.shape[0] not in (1, batch) or self.query_ids.shape[1] != queries:
+            got = tuple(self.query_ids.shape)
+            raise SoftlookupError(f"Documents: expected query_ids of shape ({batch}, {queries}), got {got}")
+
+    def differs_in_batch(self) -> bool:
+        return len(self.ids) > 1
+
+
+class MaskFunction(Mask):
+    """Any function `(b, h, i, j) -> bool`, called with broadcastable index tensors, as in FlexAttention's mask_mod.
+
+    b (n, 1, 1, 1) and h (n, G, 1, 1) index the batch and the query heads, i (L', 1) and j (1, S') are absolute positions.
+    Write it with tensor operations (`&`, `|`, `torch.where`), not with `and`, `or`, `if`.
+    """
+
+    def __init__(self, function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]):
+        if not callable(function):
+            raise SoftlookupError(f"MaskFunction: expected a function (b, h, i, j) -> bool, got {describe(function)}")
+        self.function = function
+
+    def visible(self, tile: Tile) -> Tensor:
+        try:
+            out = self.function(tile.batch, tile.head, tile.i, tile.j)
+        except RuntimeError as error:
+            raise SoftlookupError(
+                f"mask function: expected tensor operations that broadcast over (b, h, i, j), got {error}"
+            ) from error
+        out = torch.as_tensor(out, device=tile.i.device)
+        if out.dtype != torch.bool:
+            raise SoftlookupError(f"mask function: expected a boolean result, got {describe(out)}")
+        return out
+
+
+class Dense(Mask):
+    """A boolean tensor, True where visible, broadcastable to (B, H, L, S): rows by query row, columns by key position."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+    def visible(self, tile: Tile) -> Tensor:
+        return tile.pick(self.tensor)
+
+    def cover(self, region: Region) -> Cover:
+        block = region.cut(self.tensor)
+        if block.all():
+            return Cover.FULL
+        return Cover.PARTIAL if block.any() else Cover.EMPTY
+
+    def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
+        check_broadcast("mask", self.tensor, (batch, heads, queries, keys))
+
+    def differs_in_batch(self) -> bool:
+        return self.tensor.ndim == 4 and self.tensor.shape[0] > 1
+
+
+class NotHidden(Mask):
+    """What a float mask leaves visible: every entry above half of its dtype's minimum (-inf and Hugging Face's "min" hide)."""
+
+    def __init__(self, bias: Tensor):
+        self.bias = bias
+
+    def visible(self, tile: Tile) -> Tensor:
+        return ~hidden(tile.pick(self.bias))
+
+
+def hidden(bias: Tensor) -> Tensor:
+    """True where an additive mask means "not visible": at or below finfo.min/2. NaN is visible (and poisons its row)."""
+    return bias <= torch.finfo(bias.dtype).min / 2
+
+
+def check_broadcast(what: str, tensor: Tensor, shape: tuple[int, int, int, int]) -> None:
+    """Raise unless `tensor` broadcasts to (B, H, L, S)."""
+    got = tuple(tensor.shape)
+    if tensor.ndim > 4 or any(g not in (1, s) for g, s in zip(reversed(got), reversed(shape), strict=False)):
+        raise SoftlookupError(f"{what}: expected a shape that broadcasts to (B, H, L, S) = {shape}, got {got}")

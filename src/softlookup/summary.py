@@ -1,0 +1,267 @@
+"""What a lookup leaves behind: a summary that merges, and the statistics read from it.
+
+A `Summary` describes the attention distribution p of each query over *some* keys by normalized moments. Over disjoint
+key sets they merge as mixtures do: with part k's share w_k = exp(lse_k - lse), expectations average with w, variances
+add the spread between the parts, the entropy obeys the chain rule H = sum w_k H_k + H(w), and Chan et al. (1983) merge
+what is counted per key. All of it is differentiable torch, so merged statistics have gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from .errors import SoftlookupError
+
+CHEAP = (
+    "logsumexp",
+    "max_logit",
+    "max_weight",
+    "argmax",
+    "expected_logit",
+    "expected_logit_var",
+    "entropy",
+    "entropy_ratio",
+    "logit_mean",
+    "logit_var",
+    "collision",
+    "effective_keys",
+    "jacobian_trace",
+    "visible",
+    "sink_mass",
+    "sink_weight",
+    "distance",
+)
+"""Every statistic that comes from the same pass as the output: what `stats=True` means."""
+
+ALL = (*CHEAP, "received")
+
+# The optional field of a Summary that each statistic is read from; the others come from fields that are always there.
+_NEEDS = {
+    "argmax": "argmax",
+    "expected_logit": "excess",
+    "expected_logit_var": "expected_logit_var",
+    "entropy": "entropy",
+    "entropy_ratio": "entropy",
+    "logit_mean": "logit_mean",
+    "logit_var": "logit_var",
+    "collision": "collision",
+    "effective_keys": "collision",
+    "jacobian_trace": "collision",
+    "sink_mass": "sink_mass",
+    "distance": "distance",
+}
+
+
+def chosen(stats: bool | str | Iterable[str] | None) -> tuple[str, ...]:
+    """The names that a `stats=` argument asks for, in the order of the table in the docs; unknown ones raise."""
+    if stats is None or stats is False:
+        return ()
+    if stats is True:
+        return CHEAP
+    names = {stats} if isinstance(stats, str) else set(stats)
+    unknown = sorted(names - set(ALL))
+    if unknown:
+        raise SoftlookupError(f"stats: expected names among {', '.join(ALL)}, got {', '.join(map(repr, unknown))}")
+    return tuple(name for name in ALL if name in names)
+
+
+def needed(names: Iterable[str]) -> frozenset[str]:
+    """The Summary fields that an engine must compute for these statistics."""
+    return frozenset(_NEEDS[name] for name in names if name in _NEEDS)
+
+
+class Stats:
+    """Statistics of the attention distribution, one attribute per name that was asked for, each of shape (…, H, L).
+
+    float32 for half and single precision inputs, float64 for float64; `argmax` and `visible` are int64. `received` is
+    per key, (…, H, S). Entropy is in nats.
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(self, values: dict[str, Tensor]):
+        self.names = tuple(values)
+        self.__dict__.update(values)
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name in ALL:
+            got = ", ".join(self.names) or "none"
+            raise AttributeError(f"{name} was not requested: expected stats=(…, {name!r}), got stats=({got})")
+        raise AttributeError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return getattr(self, name)
+
+    def __repr__(self) -> str:
+        return f"Stats({', '.join(f'{name} {tuple(self[name].shape)}' for name in self.names)})"
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """The distribution of each query over a set of keys, by moments that merge (shapes (…, H, L), fields None if not kept).
+
+    average: (…, H, L, Ev), E_p[v], before any sink; max_logit; log_z = logsumexp - max_logit and excess = E_p[s] -
+    max_logit, kept relative to the maximum so that large logits lose no digits; visible: number of visible keys;
+    argmax: position of the best key; entropy; expected_logit_var; collision = sum p^2; logit_mean, logit_var: over
+    visible keys, each counted once; sink_mass: p on the first keys; distance: E_p|i - j|.
+    sink: logit of the extra option, broadcastable to (…, H, L); applied when the summary is read, never inside it.
+    hard: temperature 0, where p is shared by the keys of highest score. dtype: of `value`.
+    """
+
+    average: Tensor
+    max_logit: Tensor
+    log_z: Tensor
+    visible: Tensor
+    argmax: Tensor | None = None
+    excess: Tensor | None = None
+    entropy: Tensor | None = None
+    expected_logit_var: Tensor | None = None
+    collision: Tensor | None = None
+    logit_mean: Tensor | None = None
+    logit_var: Tensor | None = None
+    sink_mass: Tensor | None = None
+    distance: Tensor | None = None
+    sink: Tensor | None = None
+    hard: bool = False
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def value(self) -> Tensor:
+        """(…, H, L, Ev) what the lookup returns: E_p[v], times 1 - sink_weight where there is a sink."""
+        value = self.average
+        if self.sink is not None:
+            value = value * torch.sigmoid(self._margin()).unsqueeze(-1)
+        return value.to(self.dtype)
+
+    @property
+    def logsumexp(self) -> Tensor:
+        """(…, H, L) log-normalizer of the scores, -inf for an empty row (in hard retrieval its limit, the maximum)."""
+        return self.max_logit if self.hard else self.max_logit + self.log_z
+
+    def _margin(self) -> Tensor:
+        """lse - sink, finite also for an empty row or a sink of -inf."""
+        assert self.sink is not None
+        low = torch.finfo(self.log_z.dtype).min / 4
+        return self.logsumexp.clamp(min=2 * low) - self.sink.clamp(min=3 * low)
+
+    def stats(self, *names: str) -> Tensor | Stats:
+        """The statistics of these names (all that were kept if none is given): a tensor for one name, else `Stats`."""
+        if len(names) == 1:
+            chosen(names)
+            return self._read(names[0])
+        wanted = chosen(names) if names else tuple(n for n in CHEAP if getattr(self, _NEEDS.get(n, "log_z")) is not None)
+        return Stats({name: self._read(name) for name in wanted})
+
+    def _read(self, name: str) -> Tensor:
+        if name == "received":
+            raise SoftlookupError("received: expected softlookup.received(query, key), as a summary is per query")
+        field = _NEEDS.get(name, "log_z")
+        if getattr(self, field) is None:
+            raise SoftlookupError(f"{name}: expected to be asked for when the summary was made, stats=(…, {name!r})")
+        some = self.visible > 0
+        match name:
+            case "max_weight":
+                return torch.where(some, torch.exp(-self.log_z.detach()), 0)
+            case "expected_logit":
+                assert self.excess is not None
+                return torch.where(some, self.max_logit, 0) + self.excess
+            case "entropy_ratio":
+                assert self.entropy is not None
+                count = self.visible.clamp(min=2).to(self.log_z.dtype)
+                return torch.where(self.visible > 1, self.entropy / count.log(), 0)
+            case "effective_keys":
+                return torch.where(some, 1 / torch.where(some, self.collision, 1), 0)
+            case "jacobian_trace":
+                assert self.collision is not None
+                return torch.where(some, 1 - self.collision, 0)
+            case "sink_weight":
+                if self.sink is None:
+                    return torch.zeros_like(self.log_z)
+                return torch.sigmoid(-self._margin())
+        return getattr(self, name)
+
+
+def merge_two(a: Summary, b: Summary) -> Summary:
+    """The summary over the union of two disjoint key sets."""
+    m = torch.maximum(a.max_logit, b.max_logit)
+    some_a, some_b = a.visible > 0, b.visible > 0
+    drop_a, drop_b = (_drop(x, m) for x in (a, b))
+    log_z = torch.where(some_a | some_b, torch.logaddexp(a.log_z + drop_a, b.log_z + drop_b), 0)
+    # log of each side's share of the mixture; an empty side has share exactly 0.
+    log_a, log_b = a.log_z + drop_a - log_z, b.log_z + drop_b - log_z
+    w_a, w_b = torch.where(some_a, log_a.exp(), 0), torch.where(some_b, log_b.exp(), 0)
+
+    def kept(*names: str) -> bool:
+        return all(getattr(side, name) is not None for side in (a, b) for name in names)
+
+    def mixed(x: Tensor, y: Tensor) -> Tensor:
+        return w_a * x + w_b * y
+
+    merged: dict[str, Tensor | None] = dict.fromkeys(_OPTIONAL)
+    for name in ("sink_mass", "distance"):
+        if kept(name):
+            merged[name] = mixed(getattr(a, name), getattr(b, name))
+    if kept("excess"):
+        e_a, e_b = (x.excess + d.clamp(min=torch.finfo(d.dtype).min / 4) for x, d in ((a, drop_a), (b, drop_b)))
+        merged["excess"] = mixed(e_a, e_b)
+        if kept("expected_logit_var"):
+            spread = torch.where(some_a & some_b & (w_a * w_b > 0), e_a - e_b, 0).square()
+            merged["expected_logit_var"] = mixed(a.expected_logit_var, b.expected_logit_var) + w_a * w_b * spread
+    if kept("entropy"):
+        surprise = (w * torch.where(w > 0, log, 0) for w, log in ((w_a, log_a), (w_b, log_b)))
+        merged["entropy"] = mixed(a.entropy, b.entropy) - sum(surprise)
+    if kept("collision"):
+        merged["collision"] = w_a.square() * a.collision + w_b.square() * b.collision
+    if kept("logit_mean"):
+        count_a, count_b = a.visible.to(log_z.dtype), b.visible.to(log_z.dtype)
+        share = count_b / (count_a + count_b).clamp(min=1)
+        delta = torch.where(some_a & some_b, b.logit_mean - a.logit_mean, 0)
+        merged["logit_mean"] = torch.where(some_a, a.logit_mean + delta * share, b.logit_mean)
+        if kept("logit_var"):
+            within = a.logit_var * (1 - share) + b.logit_var * share
+            merged["logit_var"] = within + delta.square() * share * (1 - share)
+    if kept("argmax"):
+        # The lowest position on ties; an empty side has none (-1).
+        first = some_a & ((a.argmax < b.argmax) | ~some_b)
+        take_a = (a.max_logit > b.max_logit) | ((a.max_logit == b.max_logit) & first) | a.max_logit.isnan()
+        merged["argmax"] = torch.where(take_a, a.argmax, b.argmax)
+    average = w_a.unsqueeze(-1) * a.average + w_b.unsqueeze(-1) * b.average
+    return replace(a, average=average, max_logit=m, log_z=log_z, visible=a.visible + b.visible, **merged)
+
+
+_OPTIONAL = "argmax excess entropy expected_logit_var collision logit_mean logit_var sink_mass distance".split()
+
+
+def _drop(side: Summary, m: Tensor) -> Tensor:
+    """max_logit - m <= 0, by which a side's weights shrink; very negative (never -inf - -inf) for an empty side."""
+    low = torch.finfo(m.dtype).min / 2
+    gap = torch.where(side.visible > 0, side.max_logit - torch.where(m.isneginf(), 0, m), low)
+    if side.hard:
+        gap = torch.where(gap == 0, gap, low)
+    return gap.detach()
+
+
+def merge_all(parts: Sequence[Summary]) -> Summary:
+    """Merge by halves, so that rounding grows with the logarithm of the number of parts."""
+    if len(parts) <= 2:
+        return reduce(merge_two, parts)
+    half = len(parts) // 2
+    return merge_two(merge_all(parts[:half]), merge_all(parts[half:]))
+
+
+def map_tensors(summary: Summary, function: Callable[[Tensor, int], Tensor]) -> Summary:
+    """The summary with `function(tensor, trailing)` applied to each row tensor; trailing is 1 for `average`, else 0."""
+    changed = {}
+    for field in fields(summary):
+        value = getattr(summary, field.name)
+        if isinstance(value, Tensor) and field.name != "sink":
+            changed[field.name] = function(value, int(field.name == "average"))
+    return replace(summary, **changed)

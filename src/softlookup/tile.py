@@ -1,0 +1,86 @@
+"""Where a block of scores lies in the whole n x m matrix of scores.
+
+Masks, biases and dropout are functions of absolute places (batch entry, head, query position, key position), never of
+a block's own coordinates; that is what makes any blocking, and any split over machines, equal the whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """Index tensors of a block of scores, broadcastable to the block's shape (n, G, L', S').
+
+    batch: (n, 1, 1, 1) entries of the flattened batch; head: (n, G, 1, 1) or (1, G, 1, 1) query heads;
+    i: (L', 1) query positions; j: (1, S') key positions; rows: (L',) rows of the query tensor;
+    region: the block's bounds as plain integers.
+    """
+
+    batch: Tensor
+    head: Tensor
+    i: Tensor
+    j: Tensor
+    rows: Tensor
+    region: Region
+
+    def pick(self, tensor: Tensor) -> Tensor:
+        """`region.cut`, folded to broadcast against the block's own shape (n, G, L', S')."""
+        block = self.region.cut(tensor)
+        entries, group = self.batch.shape[0], self.head.shape[1]
+        if block.shape[:2] == (1, 1):
+            return block
+        r = self.region
+        return block.expand(r.b1 - r.b0, r.h1 - r.h0, -1, -1).reshape(entries, group, *block.shape[2:])
+
+    def unfold(self, block: Tensor) -> Tensor:
+        """A block (n, G, L', S') as (batch entries, query heads, L', S')."""
+        r = self.region
+        return block.reshape(r.b1 - r.b0, r.h1 - r.h0, *block.shape[2:])
+
+
+@dataclass(frozen=True)
+class Region:
+    """Half-open bounds of a block: batch entries, query heads, rows of the query tensor, query and key positions."""
+
+    b0: int
+    b1: int
+    h0: int
+    h1: int
+    row0: int
+    row1: int
+    i0: int
+    i1: int
+    j0: int
+    j1: int
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        """The block's part of a tensor broadcastable to (B, H, L, S): a view, dimensions of size 1 kept at 1."""
+        tensor = tensor[(None,) * (4 - tensor.ndim)]
+        for dim, lo, hi in ((0, self.b0, self.b1), (1, self.h0, self.h1), (2, self.row0, self.row1), (3, self.j0, self.j1)):
+            if tensor.shape[dim] > 1:
+                tensor = tensor.narrow(dim, lo, hi - lo)
+        return tensor
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of this part in the whole: positions of its queries, of its first key, and the number of keys in all.
+
+    Query positions are right-aligned with the keys of the whole unless stated, so that the last query of a decoding
+    step stands at the last key.
+    """
+
+    queries: int | Tensor
+    key_offset: int
+    total_keys: int
+
+    def positions(self, length: int, device: torch.device) -> Tensor:
+        """(L,) int64 positions of the query rows."""
+        if isinstance(self.queries, Tensor):
+            return self.queries.to(device)
+        return torch.arange(self.queries, self.queries + length, device=device)
