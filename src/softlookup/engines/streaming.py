@@ -340,7 +340,8 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads: Tensor | None):  # noqa: ANN001, ANN205
         count = len(ctx.needs_input_grad) - 1
-        tensors, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        everything = ctx.saved_tensors  # once: reading them unpacks them, and checkpointing allows that a single time
+        tensors, saved = everything[:count], everything[count:]
         named = zip(DIFFERENTIABLE, grads, strict=False)
         given = {name: g for name, g in named if g is not None}
         problem = revive(ctx.skeleton, tensors)
@@ -355,7 +356,7 @@ _NOT_USED_BACKWARD = ("argmax", "logit_var", "entropy")
 
 def skeleton(problem: Problem) -> Problem:
     """The problem without its tensors, so that autograd alone decides how long those live."""
-    return problem.with_tensors([t.detach().new_empty(0) for t in problem.tensors()])
+    return problem.with_tensors([t.detach().new_empty((0,) * t.ndim) for t in problem.tensors()])
 
 
 def revive(problem: Problem, tensors: tuple[Tensor, ...]) -> Problem:

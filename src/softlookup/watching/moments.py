@@ -1,0 +1,64 @@
+"""Count, mean, variance and extremes of statistics per head, merged exactly, whatever the split into batches.
+
+Chan, Golub and LeVeque (1983), "Algorithms for computing the sample variance": with n = n_a + n_b, d = mean_b - mean_a,
+
+    mean = mean_a + d n_b / n          M2 = M2_a + M2_b + d^2 n_a n_b / n
+
+so that no sum of squares is ever subtracted from another, and merging is associative up to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Moments of T statistics of H heads. count: (H,) int64; mean, m2, lowest, highest: (T, H) float64."""
+
+    count: Tensor
+    mean: Tensor
+    m2: Tensor
+    lowest: Tensor
+    highest: Tensor
+
+    @classmethod
+    def empty(cls, statistics: int, heads: int) -> Moments:
+        """The moments of nothing: the neutral element of `merge`."""
+        zeros = torch.zeros(statistics, heads, dtype=torch.float64)
+        return cls(torch.zeros(heads, dtype=torch.int64), zeros, zeros, zeros + math.inf, zeros - math.inf)
+
+    @classmethod
+    def of(cls, values: Tensor, counted: Tensor | None = None) -> Moments:
+        """Moments of `values` (T, H, N > 0) over the entries where `counted` (H, N) is True, all by default."""
+        if counted is None:
+            variance, mean = torch.var_mean(values.double(), -1, correction=0)
+            lowest, highest = torch.aminmax(values, dim=-1)
+            count = torch.full(values.shape[1:2], values.shape[2])
+            return cls(count, mean, variance * values.shape[2], lowest.double(), highest.double())
+        values = values.double()
+        count = counted.sum(-1)
+        mean = torch.where(counted, values, 0.0).sum(-1) / count.clamp(min=1)
+        m2 = torch.where(counted, values - mean[..., None], 0.0).square().sum(-1)
+        lowest = torch.where(counted, values, math.inf).amin(-1)
+        return cls(count, mean, m2, lowest, torch.where(counted, values, -math.inf).amax(-1))
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both sets of queries together."""
+        count = self.count + other.count
+        n = count.clamp(min=1).to(torch.float64)
+        # An empty side says nothing, and its mean of 0 must not meet an infinite one: inf * 0 would be NaN.
+        delta = torch.where((self.count > 0) & (other.count > 0), other.mean - self.mean, 0.0)
+        mean = torch.where(self.count > 0, self.mean, other.mean) + delta * (other.count / n)
+        m2 = self.m2 + other.m2 + delta.square() * (self.count * (other.count / n))
+        lowest, highest = torch.minimum(self.lowest, other.lowest), torch.maximum(self.highest, other.highest)
+        return Moments(count, mean, m2, lowest, highest)
+
+    @property
+    def std(self) -> Tensor:
+        """(T, H) standard deviation over the counted queries (the population's: divided by n)."""
+        return (self.m2 / self.count.clamp(min=1)).sqrt()

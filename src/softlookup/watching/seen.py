@@ -1,0 +1,70 @@
+"""Everything that a watch has seen, layer by layer."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SoftlookupError
+from .call import Call
+from .layer import LayerSeen
+from .table import Table, table_of
+
+if TYPE_CHECKING:
+    from ..summary import Stats
+
+
+class Seen:
+    """What `watch` yields: per layer and head, the moments and quantiles of each statistic. No per-token tensor is kept
+    unless keep="rows" asks for those of the last call.
+    """
+
+    def __init__(self, stats: Sequence[str], keep: str = "heads"):
+        if keep not in ("heads", "rows"):
+            raise SoftlookupError(f'keep: expected "heads" or "rows", got {keep!r}')
+        self.stats = tuple(stats)
+        self.keep = keep
+        self.layers: dict[str, LayerSeen] = {}
+
+    def record(self, call: Call, stats: Stats) -> None:
+        """Fold in one call with the statistics that `attend` gave for it (`visible` among them)."""
+        heads = call.query.shape[-3]
+        self._layer(call.layer, heads, call.cross).add(stats, call.rows)
+
+    def _layer(self, name: str, heads: int, cross: bool) -> LayerSeen:
+        """The layer called `name`; a module that attends in two ways (self and cross, say) is two layers."""
+        variant = name
+        for suffix in ("", " (cross)" if cross else " (self)", f" ({heads} heads)"):
+            variant += suffix
+            layer = self.layers.get(variant)
+            if layer is None:
+                stats = tuple(s for s in self.stats if not (cross and s == "distance"))
+                layer = self.layers[variant] = LayerSeen(variant, heads, cross, stats, self.keep == "rows")
+            if (layer.heads, layer.cross) == (heads, cross):
+                return layer
+        raise AssertionError("unreachable: the last name determines heads and cross")
+
+    def table(self, stats: Sequence[str] | None = None) -> Table:
+        """A layer x head table of means that prints itself in 80 columns; `stats` picks others than the main ones."""
+        return table_of(self, stats)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame, one row per layer and head: `count`; mean, std, min, max and median of each statistic."""
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError as error:
+            raise SoftlookupError("to_frame: expected pandas to be installed (pip install pandas)") from error
+        records = []
+        for layer in self.layers.values():
+            columns: dict[str, Any] = {"layer": layer.name, "head": range(layer.heads), "count": layer.counts.tolist()}
+            for stat in layer.stats:
+                for summary in ("mean", "std", "min", "max"):
+                    columns[f"{stat}_{summary}"] = getattr(layer, summary)(stat).tolist()
+                columns[f"{stat}_median"] = layer.quantile(stat, 0.5).tolist()
+            records.append(pandas.DataFrame(columns))
+        return pandas.concat(records, ignore_index=True) if records else pandas.DataFrame()
+
+    def __repr__(self) -> str:
+        heads = sum(layer.heads for layer in self.layers.values())
+        return f"Seen({len(self.layers)} layers, {heads} heads; .table() shows them)"

