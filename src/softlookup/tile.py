@@ -7,6 +7,7 @@ a block's own coordinates; that is what makes any blocking, and any split over m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,26 +17,50 @@ from torch import Tensor
 class Tile:
     """Index tensors of a block of scores, broadcastable to the block's shape (n, G, L', S').
 
-    batch: (n, 1, 1, 1) entries of the flattened batch; head: (n, G, 1, 1) or (1, G, 1, 1) query heads;
-    i: (L', 1) query positions; j: (1, S') key positions; rows: (L',) rows of the query tensor;
-    region: the block's bounds as plain integers.
+    region: the block's bounds as plain integers; positions: (L',) of its queries; group: G, query heads per key-value head.
+    Index tensors are made when they are asked for: most blocks of most masks never need them.
     """
 
-    batch: Tensor
-    head: Tensor
-    i: Tensor
-    j: Tensor
-    rows: Tensor
     region: Region
+    positions: Tensor
+    group: int
+
+    @cached_property
+    def batch(self) -> Tensor:
+        """(n, 1, 1, 1) entries of the flattened batch."""
+        r = self.region
+        entries = torch.arange(r.b0, r.b1, device=self.positions.device)
+        return entries.repeat_interleave((r.h1 - r.h0) // self.group)[:, None, None, None]
+
+    @cached_property
+    def head(self) -> Tensor:
+        """(n, G, 1, 1) query heads."""
+        r = self.region
+        heads = torch.arange(r.h0, r.h1, device=self.positions.device).view(-1, self.group)
+        return heads.repeat(r.b1 - r.b0, 1)[:, :, None, None]
+
+    @property
+    def i(self) -> Tensor:
+        """(L', 1) query positions."""
+        return self.positions[:, None]
+
+    @cached_property
+    def j(self) -> Tensor:
+        """(1, S') key positions."""
+        return torch.arange(self.region.j0, self.region.j1, device=self.positions.device)[None]
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """(L',) rows of the query tensor."""
+        return torch.arange(self.region.row0, self.region.row1, device=self.positions.device)
 
     def pick(self, tensor: Tensor) -> Tensor:
         """`region.cut`, folded to broadcast against the block's own shape (n, G, L', S')."""
         block = self.region.cut(tensor)
-        entries, group = self.batch.shape[0], self.head.shape[1]
         if block.shape[:2] == (1, 1):
             return block
         r = self.region
-        return block.expand(r.b1 - r.b0, r.h1 - r.h0, -1, -1).reshape(entries, group, *block.shape[2:])
+        return block.expand(r.b1 - r.b0, r.h1 - r.h0, -1, -1).reshape(-1, self.group, *block.shape[2:])
 
     def unfold(self, block: Tensor) -> Tensor:
         """A block (n, G, L', S') as (batch entries, query heads, L', S')."""

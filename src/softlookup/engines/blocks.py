@@ -20,6 +20,7 @@ from ..errors import SoftlookupError
 from ..problem import Problem
 from ..scores import AdditiveForm, Pairwise, Product
 from .tiling import Block, Queries, Tiling
+from .workspace import Workspace
 
 
 @dataclass(eq=False)
@@ -61,6 +62,7 @@ class Blocks:
         self.problem = problem
         self.tiling = Tiling(problem)
         self.dtype = problem.accumulate
+        self.work = Workspace(self.dtype, problem.query.device)
         self.doubtful_query = not finite(problem.query)
         self.doubtful_key = not finite(problem.key)
         self._extra = 3 + isinstance(problem.temperature, Tensor)
@@ -128,7 +130,7 @@ class Blocks:
             key = key.masked_fill(bad, 0)
         out = ScoreBlock(block, key, None, key)
         if isinstance(form, Product):
-            s = torch.bmm(query.rows, key.mT)
+            s = torch.bmm(query.rows, key.mT, out=self.work("scores", q.entries, query.rows.shape[1], columns))
             if form.key_bias is not None:
                 self.four(q, s).add_(self._key_bias(q, block, form.key_bias))
             if form.pointwise is not None:

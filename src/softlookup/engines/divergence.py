@@ -60,7 +60,7 @@ def _forward(first: Problem, second: Problem) -> tuple[Tensor, Tensor, Tensor, T
     pieces = [new((batch, heads, length, 2), dtype=pair.p.dtype) for _ in range(2)]
     for at in pair.tiling.queries():
         qp, qr = pair.p.query(at), pair.r.query(at)
-        mp, mr = Moments(frozenset(), False), Moments(frozenset(), False)
+        mp, mr = (Moments(frozenset(), False, side.work) for side in (pair.p, pair.r))
         total = lost = None
         for block in pair.tiling.blocks(at):
             bp, br = pair.sides(block)

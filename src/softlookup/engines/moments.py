@@ -15,53 +15,64 @@ import math
 import torch
 from torch import Tensor
 
+from .workspace import Workspace
+
 _CHUNK = 64
 
 
 class Moments:
-    """Accumulates blocks of scores for R query rows of n entries; every tensor is (n, R, 1), `average` (n, R, Ev)."""
+    """Accumulates blocks of scores for R query rows of n entries; every tensor is (n, R, 1).
 
-    def __init__(self, needs: frozenset[str], hard: bool):
+    Each step is a few passes over a block that lies in cache, and a few operations on rows: what is spent on rows counts,
+    so a block in which everything is visible keeps its counts as plain numbers.
+    """
+
+    def __init__(self, needs: frozenset[str], hard: bool, work: Workspace):
         self.needs = needs
+        self.work = work
         self.hard = hard
-        self.tempered = bool(needs & {"excess", "entropy", "expected_logit_var"})
+        self.squared = "expected_logit_var" in needs
+        self.tempered = self.squared or bool(needs & {"excess", "entropy"})
+        self.colliding = "collision" in needs
         self.counted = bool(needs & {"logit_mean", "logit_var"})
         self.m: Tensor | None = None
+        self.visible: Tensor | int = 0
+        self.rescale: Tensor | None = None
 
     def add(self, s: Tensor, hidden: Tensor | None, position: int) -> Tensor:
-        """Fold in scores s (n, R, S'), -inf where hidden, of keys from `position` on; gives the weights e^t (to be used up).
+        """Fold in scores s (n, R, S'), -inf where hidden, of keys from `position` on; gives the weights e^t (n, R, S').
 
-        The caller adds e^t v to `average` with `self.rescale` (None for the first block) applied first.
+        s is used up. What the caller has summed with earlier weights must be multiplied by `rescale` (None at first).
+        `z_here` is the sum of the weights of this block.
         """
         top, best = self._top(s, position)
-        seen = s.shape[-1] if hidden is None else (s.shape[-1] - hidden.sum(-1, keepdim=True)).expand_as(top)
+        seen = s.shape[-1] if hidden is None else s.shape[-1] - hidden.sum(-1, keepdim=True)
         if self.counted:
             self._count(s, hidden, seen)
-        self._seen(seen, top)
+        self.visible = self.visible + seen
         m = top if self.m is None else torch.maximum(self.m, top)
         safe = m.masked_fill(m == -math.inf, 0)
         if self.hard:
-            e = (s == safe).to(s.dtype)
-            t = s
+            t, e = s, (s == safe).to(s.dtype)
         else:
             t = s.sub_(safe)
-            e = torch.exp(t)
+            e = torch.exp(t, out=self.work("weights", *t.shape)) if self.tempered else t.exp_()
         self._move(m, safe, top, best)
-        z = e.sum(-1, keepdim=True)
-        self.z = z if self.rescale is None else self.z.add_(z)
-        if "collision" in self.needs:
-            c = torch.linalg.vector_norm(e, dim=-1, keepdim=True).square_()
-            self.c = c if self.rescale is None else self.c.add_(c)
+        self.z_here = e.sum(-1, keepdim=True)
+        self.z = self._sum("z", self.z_here)
+        if self.colliding:
+            self.c = self._sum("c", torch.linalg.vector_norm(e, dim=-1, keepdim=True).square_())
         if self.tempered:
             if hidden is not None:
-                t = t.masked_fill_(hidden, 0)
-            x = torch.zeros_like(e) if self.hard else t * e
-            a1 = x.sum(-1, keepdim=True)
-            self.a1 = a1 if self.rescale is None else self.a1.add_(a1)
-            if "expected_logit_var" in self.needs:
-                a2 = x.mul_(t).sum(-1, keepdim=True)
-                self.a2 = a2 if self.rescale is None else self.a2.add_(a2)
+                t.masked_fill_(hidden, 0)
+            x = torch.zeros_like(e) if self.hard else torch.mul(t, e, out=self.work("scratch", *e.shape))
+            self.a1 = self._sum("a1", x.sum(-1, keepdim=True))
+            if self.squared:
+                self.a2 = self._sum("a2", x.mul_(t).sum(-1, keepdim=True))
         return e
+
+    def _sum(self, name: str, part: Tensor) -> Tensor:
+        return part if self.rescale is None else getattr(self, name).add_(part)
 
     def _top(self, s: Tensor, position: int) -> tuple[Tensor, Tensor | None]:
         """The maximum of each row, and the position of its first occurrence if that is asked for.
@@ -73,77 +84,78 @@ class Moments:
         columns = s.shape[-1]
         if columns % _CHUNK or columns == _CHUNK:
             top, best = s.max(-1, keepdim=True)
-            return top, best + position
-        chunks = s.view(*s.shape[:-1], columns // _CHUNK, _CHUNK)
-        top, chunk = chunks.amax(-1).max(-1, keepdim=True)
-        inside = chunks.gather(-2, chunk.unsqueeze(-1).expand(*chunk.shape, _CHUNK)).squeeze(-2).argmax(-1, keepdim=True)
-        return top, chunk * _CHUNK + inside + position
-
-    def _seen(self, seen: Tensor | int, top: Tensor) -> None:
-        if not isinstance(seen, Tensor):
-            seen = torch.full_like(top, seen, dtype=torch.int64)
-        self.visible = seen if self.m is None else self.visible + seen
+            return top, best.add_(position)
+        chunks = columns // _CHUNK
+        top, chunk = s.view(*s.shape[:-1], chunks, _CHUNK).amax(-1).max(-1, keepdim=True)
+        rows = torch.arange(0, chunk.numel() * chunks, chunks, device=s.device)
+        inside = s.view(-1, _CHUNK).index_select(0, rows.add_(chunk.view(-1))).max(-1).indices
+        return top, chunk.mul_(_CHUNK).add_(inside.view(chunk.shape)).add_(position)
 
     def _count(self, s: Tensor, hidden: Tensor | None, seen: Tensor | int) -> None:
         """Mean and sum of squared differences from it, in two passes over the block, then merged into the total."""
-        if hidden is not None:
-            s = s.masked_fill(hidden, 0)
-            n = seen.to(s.dtype)  # type: ignore[union-attr]
-            mean = s.sum(-1, keepdim=True) / n.clamp(min=1)
-            off = (s - mean).masked_fill_(hidden, 0)
-        else:
+        if hidden is None:
             mean = s.mean(-1, keepdim=True)
-            n = torch.full_like(mean, s.shape[-1])
-            off = s - mean
+            off = torch.sub(s, mean, out=self.work("scratch", *s.shape))
+        else:
+            s = self.work("scratch", *s.shape).copy_(s).masked_fill_(hidden, 0)
+            mean = s.sum(-1, keepdim=True) / torch.as_tensor(seen).clamp(min=1)
+            off = s.sub_(mean).masked_fill_(hidden, 0)
         squares = torch.linalg.vector_norm(off, dim=-1, keepdim=True).square_()
         if self.m is None:
             self.mean, self.squares = mean, squares
             return
-        share = n / (self.visible + n).clamp(min=1)
-        delta = mean - self.mean
-        self.squares = self.squares + squares + delta.square() * share * self.visible
-        self.mean = self.mean + delta * share
+        delta = mean.sub_(self.mean)
+        self.squares.add_(squares)
+        if isinstance(seen, int) and isinstance(self.visible, int):
+            share = seen / (self.visible + seen)
+            self.squares.addcmul_(delta, delta, value=share * self.visible)
+            self.mean.add_(delta, alpha=share)
+        else:
+            part = seen / torch.as_tensor(self.visible + seen).clamp(min=1).to(s.dtype)
+            self.squares.add_(delta.square() * part * self.visible)
+            self.mean.add_(delta * part)
 
     def _move(self, m: Tensor, safe: Tensor, top: Tensor, best: Tensor | None) -> None:
         """Move what was accumulated from the old maximum to the new one."""
-        self.rescale: Tensor | None = None
-        if self.m is None:
-            self.m = m
+        old, self.m = self.m, m
+        if old is None:
             self.argmax = best
             return
         # An empty row's -inf is cut off at a d whose e^d is 0 all the same, so that d * 0 is 0.
-        d = (self.m - safe).clamp_(min=-1e4)
-        self.rescale = r = (d == 0).to(d.dtype) if self.hard else torch.exp(d)
-        if "expected_logit_var" in self.needs:
-            self.a2 = r * (self.a2 + d * (2 * self.a1 + d * self.z)) if not self.hard else self.a2
+        d = (old - safe).clamp_(min=-1e4)
+        self.rescale = r = (d == 0).to(d.dtype) if self.hard else d.exp()
         if self.tempered and not self.hard:
-            self.a1 = r * (self.a1 + d * self.z)
+            a1 = torch.addcmul(self.a1, d, self.z)
+            if self.squared:
+                self.a2.addcmul_(d, self.a1.add_(a1)).mul_(r)
+            self.a1 = a1.mul_(r)
         self.z = self.z * r
-        if "collision" in self.needs:
-            self.c = self.c * r * r
+        if self.colliding:
+            self.c.mul_(r).mul_(r)
         if best is not None:
-            self.argmax = torch.where((top > self.m) | top.isnan(), best, self.argmax)
-        self.m = m
+            assert self.argmax is not None
+            self.argmax = torch.where((top > old) | top.isnan(), best, self.argmax)
 
     def readings(self) -> dict[str, Tensor]:
         """The optional fields of a `Summary`, and log_z, max_logit, visible; each (n, R, 1), finite for empty rows."""
         assert self.m is not None
-        none = self.visible == 0
+        visible = torch.as_tensor(self.visible, device=self.m.device).expand_as(self.m)
+        none = visible == 0
         z = self.z.masked_fill(none, 1)
         log_z = z.log()
-        out = {"max_logit": self.m, "log_z": log_z, "visible": self.visible}
+        out = {"max_logit": self.m, "log_z": log_z, "visible": visible}
         if "argmax" in self.needs:
             assert self.argmax is not None
             out["argmax"] = self.argmax.masked_fill(none, -1)
-        if "collision" in self.needs:
+        if self.colliding:
             out["collision"] = self.c / z.square()
         if self.tempered:
             excess = self.a1 / z
             out["excess"] = excess
             out["entropy"] = log_z - excess
-            if "expected_logit_var" in self.needs:
+            if self.squared:
                 out["expected_logit_var"] = (self.a2 / z - excess.square()).clamp_(min=0)
         if self.counted:
             out["logit_mean"] = self.mean
-            out["logit_var"] = self.squares / self.visible.clamp(min=1)
+            out["logit_var"] = self.squares / visible.clamp(min=1)
         return out

@@ -31,7 +31,7 @@ def _sums(problem: Problem, read: dict[str, Tensor]) -> Tensor:
         query = walk.query(at)
         rows = walk.query_rows(at, m), walk.query_rows(at, log_z)
         for block in walk.tiling.blocks(at):
-            p = _weights_of(walk.scores(query, block), *rows, problem.hard)
+            p = _weights_of(walk.scores(query, block), *rows, problem.hard, walk.work)
             part = out[at.b0 : at.b1, at.g0 * group : at.g1 * group, block.col0 : block.col1]
             part.add_(walk.four(at, p).sum(2).reshape(part.shape))
     return out

@@ -25,20 +25,17 @@ def refusal(problem: Problem) -> str | None:
 
 
 def whole(problem: Problem) -> Tile:
-    """The one tile that covers the problem, shaped (B, H, L, S)."""
+    """The one tile that covers the problem, its blocks shaped (B Hkv, G, L, S)."""
     (batch, heads, length, _), keys = problem.query.shape, problem.key.shape[2]
-    device, place = problem.query.device, problem.place
-    i = place.positions(length, device)
-    start = place.key_offset
+    i, start = problem.place.positions(length, problem.query.device), problem.place.key_offset
     region = Region(0, batch, 0, heads, 0, length, int(i.min()), int(i.max()) + 1, start, start + keys)
-    return Tile(
-        batch=torch.arange(batch, device=device)[:, None, None, None],
-        head=torch.arange(heads, device=device).expand(batch, heads)[:, :, None, None],
-        i=i[:, None],
-        j=torch.arange(start, start + keys, device=device)[None],
-        rows=torch.arange(length, device=device),
-        region=region,
-    )
+    return Tile(region, i, problem.group)
+
+
+def _unfold(block: Tensor, tile: Tile, shape: torch.Size) -> Tensor:
+    """A block broadcastable to (B Hkv, G, L, S) as one of shape (B, H, L, S)."""
+    batch, heads = shape[:2]
+    return block[(None,) * (4 - block.ndim)].expand(batch * heads // tile.group, tile.group, *shape[2:]).reshape(shape)
 
 
 def scores(problem: Problem, tile: Tile) -> tuple[Tensor, Tensor]:
@@ -61,10 +58,10 @@ def scores(problem: Problem, tile: Tile) -> tuple[Tensor, Tensor]:
             s = form.score.block(query.reshape(entries), key[:, ::group].flatten(0, 1)[:, None], tile.i, tile.j)
             s = s.reshape(*query.shape[:3], -1)
     for bias in problem.biases:
-        s = s + bias.block(tile).to(dtype)
+        s = s + _unfold(bias.block(tile).to(dtype), tile, s.shape)
     if not problem.hard:
         s = s / problem.temperature
-    visible = problem.mask.visible(tile).expand(s.shape)
+    visible = _unfold(problem.mask.visible(tile), tile, s.shape)
     s = torch.where(bad, math.nan, s)
     return torch.where(visible, s, 0), visible
 
@@ -95,7 +92,7 @@ def run(problem: Problem) -> Summary:
     bad = ~value.isfinite().all(-1)[..., None, :] & visible
     weights = p
     if problem.dropout is not None:
-        weights = p * kept(problem.dropout, tile) / max(1 - problem.dropout.p, torch.finfo(p.dtype).tiny)
+        weights = p * _unfold(kept(problem.dropout, tile), tile, p.shape) / max(1 - problem.dropout.p, torch.finfo(p.dtype).tiny)
     weights = torch.where(bad, math.nan, weights)
     average = weights @ torch.where(value.isfinite().all(-1, keepdim=True), value, 0)
     # log p where p > 0 by way of the log-normalizer, so that it has a gradient where p is tiny

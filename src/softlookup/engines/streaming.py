@@ -27,6 +27,7 @@ from .blocks import Blocks, Gradients, QueryBlock, ScoreBlock, finite, refuse_st
 from .dropout import kept
 from .moments import Moments
 from .tiling import Block, Queries
+from .workspace import Workspace
 
 name = "streaming"
 DIFFERENTIABLE = (
@@ -67,14 +68,14 @@ def forward(problem: Problem) -> dict[str, Tensor]:
     batch, heads, length, _ = problem.query.shape
     out: dict[str, Tensor] = {}
     for at in walk.tiling.queries():
-        query, moments = walk.query(at), Moments(problem.needs, problem.hard)
+        query, moments = walk.query(at), Moments(problem.needs, problem.hard, walk.work)
         sums: dict[str, Tensor] = {}
         for block in walk.tiling.blocks(at):
             scored = walk.scores(query, block)
             e = moments.add(scored.scores, scored.hidden, block.tile.region.j0)
-            weights.add(sums, at, block, scored, e, moments.rescale)
+            weights.add(sums, at, block, scored, e, moments)
         read = _empty(walk, at, problem.needs) if moments.m is None else moments.readings()
-        z = None if moments.m is None else moments.z.masked_fill(moments.visible == 0, 1)
+        z = None if moments.m is None else moments.z.masked_fill(read["visible"] == 0, 1)
         for key, width in weights.wanted.items():
             rows = query.rows.shape[:2]
             read[key] = sums[key].div_(z) if z is not None else query.rows.new_zeros(*rows, width)
@@ -87,7 +88,7 @@ def forward(problem: Problem) -> dict[str, Tensor]:
 
 def _empty(walk: Blocks, at: Queries, needs: frozenset[str]) -> dict[str, Tensor]:
     """The readings of rows that saw no block at all."""
-    moments = Moments(needs, walk.problem.hard)
+    moments = Moments(needs, walk.problem.hard, walk.work)
     rows = at.entries, walk.problem.group * (at.row1 - at.row0)
     s = torch.full((*rows, 1), -math.inf, dtype=walk.dtype, device=walk.problem.query.device)
     moments.add(s, torch.ones_like(s, dtype=torch.bool), 0)
@@ -105,18 +106,15 @@ class Weighting:
         self.wanted |= {name: 1 for name in ("sink_mass", "distance") if name in problem.needs}
 
     def add(
-        self, sums: dict[str, Tensor], at: Queries, block: Block, scored: ScoreBlock, e: Tensor, rescale: Tensor | None
+        self, sums: dict[str, Tensor], at: Queries, block: Block, scored: ScoreBlock, e: Tensor, moments: Moments
     ) -> None:
         """Rescale the sums, then add e f for every f wanted. e (n, R, S') is used up."""
-        if rescale is not None:
+        if moments.rescale is not None:
             for total in sums.values():
-                total.mul_(rescale)
+                total.mul_(moments.rescale)
         for key in self.wanted:
-            if key == "average":
-                continue
-            f = self.indicator(key, at, block)
-            if f is not None or key not in sums:
-                part = e.new_zeros((*e.shape[:2], 1)) if f is None else (e * f).sum(-1, keepdim=True)
+            if key != "average":
+                part = self.distance(at, block, e, moments.z_here) if key == "distance" else self.mass(key, at, block, e)
                 sums[key] = part if key not in sums else sums[key].add_(part)
         if self.problem.dropout is not None:
             e = e * self.dropped(at, block)
@@ -124,6 +122,30 @@ class Weighting:
         if bad is not None:
             poison(e, scored.hidden, bad)
         sums["average"] = torch.bmm(e, value) if "average" not in sums else sums["average"].baddbmm_(e, value)
+
+    def mass(self, key: str, at: Queries, block: Block, e: Tensor) -> Tensor:
+        """sum of e f over the block, (n, R, 1)."""
+        f = self.indicator(key, at, block)
+        if f is None:
+            return e.new_zeros((*e.shape[:2], 1))
+        return torch.mul(e, f, out=self.walk.work("scratch", *e.shape)).sum(-1, keepdim=True)
+
+    def distance(self, at: Queries, block: Block, e: Tensor, z: Tensor) -> Tensor:
+        """sum of e |i - j| over the block, (n, R, 1).
+
+        Where all keys lie on one side, |i - j| splits into the way from the query to the near end of the block and the way
+        on from there: two terms of one sign, and no matrix of distances.
+        """
+        r = block.tile.region
+        if r.j1 - 1 <= r.i0:
+            near, onward = block.tile.i - (r.j1 - 1), r.j1 - 1 - block.tile.j
+        elif r.j0 >= r.i1 - 1:
+            near, onward = r.j0 - block.tile.i, block.tile.j - r.j0
+        else:
+            return self.mass("distance", at, block, e)
+        way = torch.mv(e.view(-1, e.shape[-1]), onward[0].to(e.dtype)).view(z.shape)
+        near = near.to(e.dtype)
+        return way.addcmul_(z, near if self.problem.group == 1 else near.repeat(self.problem.group, 1))
 
     def value(self, at: Queries, block: Block) -> tuple[Tensor, Tensor | None]:
         """The block's values (n, S', Ev), and which rows are not finite (n, 1, S') or None; those are zeros."""
@@ -145,7 +167,7 @@ class Weighting:
         tile = block.tile
         if key == "distance":
             far = tile.i.to(self.walk.dtype) - tile.j.to(self.walk.dtype)
-            return far.abs_().repeat(self.problem.group, 1)
+            return far.abs_() if self.problem.group == 1 else far.abs_().repeat(self.problem.group, 1)
         first = self.problem.first_key
         if isinstance(first, int):
             if tile.region.j0 >= first + self.problem.sinks:
@@ -198,17 +220,17 @@ def backward(problem: Problem, read: dict[str, Tensor], grads: dict[str, Tensor]
         dq: Tensor | None = None
         for block in walk.tiling.blocks(at):
             scored = walk.scores(query, block, graph=not problem.hard)
-            p = _weights_of(scored, m, log_z, problem.hard)
+            p = _weights_of(scored, m, log_z, problem.hard, walk.work)
             ds = _upstream(weights, at, block, scored, p, upstream, bad, expected, into)
             if problem.hard:
                 continue
             if ds is None:
-                ds = c0.expand_as(p).clone()
+                ds = walk.work("upstream", *p.shape).copy_(c0)
             else:
                 ds.add_(c0)
             t = None
             if cut:
-                t = scored.scores.sub(m)
+                t = torch.sub(scored.scores, m, out=walk.work("scratch", *p.shape))
                 if scored.hidden is not None:
                     t.masked_fill_(scored.hidden, 0)
                 if 2 in cut:
@@ -231,11 +253,12 @@ def backward(problem: Problem, read: dict[str, Tensor], grads: dict[str, Tensor]
     return into
 
 
-def _weights_of(scored: ScoreBlock, m: Tensor, log_z: Tensor, hard: bool) -> Tensor:
+def _weights_of(scored: ScoreBlock, m: Tensor, log_z: Tensor, hard: bool, work: Workspace) -> Tensor:
     """p (n, R, S'), exactly 0 where hidden, in rows of NaN too."""
     if hard:
         return (scored.scores == m).to(m.dtype).mul_(torch.exp(-log_z))
-    p = scored.scores.sub(m).sub_(log_z).exp_()  # not m + log_z: their sum would round away digits of log_z
+    s = scored.scores
+    p = torch.sub(s, m, out=work("weights", *s.shape)).sub_(log_z).exp_()  # not m + log_z: their sum would round away digits of log_z
     return p if scored.hidden is None else p.masked_fill_(scored.hidden, 0)
 
 
@@ -259,7 +282,7 @@ def _upstream(
             w = w.masked_fill(bad if scored.hidden is None else bad & ~scored.hidden, math.nan)
         weights.walk.key_sums(at, block, into.sums[2]).baddbmm_(w.mT, upstream)
         value, bad_value = weights.value(at, block)
-        ds = torch.bmm(upstream, value.mT)
+        ds = torch.bmm(upstream, value.mT, out=weights.walk.work("upstream", *p.shape))
         if drop is not None:
             ds.mul_(drop)
         if bad_value is not None:
@@ -267,9 +290,7 @@ def _upstream(
     for key, g in expected.items():
         f = weights.indicator(key, at, block)
         if f is not None:
-            ds = g * f if ds is None else ds.add_(g * f)
-    if ds is not None and ds.shape != p.shape:
-        ds = ds.expand_as(p).clone()
+            ds = weights.walk.work("upstream", *p.shape).copy_(g * f) if ds is None else ds.addcmul_(g, f)
     return ds
 
 

@@ -18,7 +18,7 @@ from ..problem import Problem
 from ..scores import Product
 from ..tile import Region, Tile
 
-CPU_SCORES = 2**18
+CPU_SCORES = 2**19
 GPU_SCORES = 2**24
 PAIRWISE_FLOATS = 2**19
 
@@ -134,7 +134,7 @@ class Tiling:
             cover = mask.cover(region)
             if cover is Cover.EMPTY:
                 continue
-            tile = self.tile(q, region)
+            tile = Tile(region, q.i, self.group)
             visible = None
             if cover is Cover.PARTIAL:
                 visible = mask.visible(tile)
@@ -145,19 +145,6 @@ class Tiling:
                 else:
                     visible = visible[(None,) * (4 - visible.ndim)]
             yield Block(tile, j0 - start, j1 - start, visible)
-
-    def tile(self, q: Queries, region: Region) -> Tile:
-        """The index tensors of a block."""
-        b = torch.arange(q.b0, q.b1, device=self.device)
-        h = torch.arange(region.h0, region.h1, device=self.device)
-        return Tile(
-            batch=b.repeat_interleave(q.g1 - q.g0)[:, None, None, None],
-            head=h.reshape(-1, self.group).repeat(len(b), 1)[:, :, None, None],
-            i=q.i[:, None],
-            j=torch.arange(region.j0, region.j1, device=self.device)[None, :],
-            rows=torch.arange(q.row0, q.row1, device=self.device),
-            region=region,
-        )
 
 
 def visible_counts(problem: Problem) -> Tensor:

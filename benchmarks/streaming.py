@@ -1,0 +1,132 @@
+"""The streaming engine against torch's fused attention, side by side in one run.
+
+    python benchmarks/streaming.py [--rounds 7] [--json PATH] [--threads 2]
+
+Each round times every contender once, in turn; a row is the median over rounds of (peer's time / ours), with quartiles,
+so that drifting clocks cancel. Above 1 means that ours is faster. Outputs are checked equal first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+import softlookup as sl
+
+H, E = 8, 64
+
+
+def inputs(n: int, grad: bool = False) -> list[torch.Tensor]:
+    return [torch.randn(1, H, n, E).requires_grad_(grad) for _ in range(3)]
+
+
+def timed(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def ratios(peer: Callable[[], object], ours: Callable[[], object], rounds: int) -> dict[str, float]:
+    """Quartiles of peer's time over ours, and both medians in milliseconds."""
+    peer(), ours()
+    pairs = [(timed(peer), timed(ours)) for _ in range(rounds)]
+    low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
+    a, b = (1e3 * statistics.median(x) for x in zip(*pairs, strict=True))
+    return {"ratio": middle, "q1": low, "q3": high, "peer_ms": a, "ours_ms": b}
+
+
+def dense(n: int, stats: bool, causal: bool, rounds: int) -> dict[str, float]:
+    q, k, v = inputs(n)
+    mask = sl.Causal() if causal else None
+
+    def peer() -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    def ours() -> torch.Tensor:
+        return sl.attend(q, k, v, mask=mask, stats=True)[0] if stats else sl.attend(q, k, v, mask=mask)
+
+    torch.testing.assert_close(ours(), peer(), rtol=2e-5, atol=2e-6)
+    return ratios(peer, ours, rounds)
+
+
+def backward(n: int, stats: bool, causal: bool, rounds: int) -> dict[str, float]:
+    """Backward alone: the forward of each round is not timed."""
+    q, k, v = inputs(n, grad=True)
+    g = torch.randn(1, H, n, E)
+    mask = sl.Causal() if causal else None
+    times: dict[str, list[float]] = {"peer": [], "ours": []}
+    for _ in range(rounds + 1):
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        times["peer"].append(timed(lambda: torch.autograd.grad(y, (q, k, v), g)))  # noqa: B023
+        if stats:
+            z, s = sl.attend(q, k, v, mask=mask, stats=True)
+            outputs = [z, *(s[name] for name in s.names if s[name].requires_grad)]
+            grads = [g, *(torch.ones_like(x) for x in outputs[1:])]
+        else:
+            outputs, grads = [sl.attend(q, k, v, mask=mask)], [g]
+        times["ours"].append(timed(lambda: torch.autograd.grad(outputs, (q, k, v), grads)))  # noqa: B023
+    pairs = list(zip(times["peer"][1:], times["ours"][1:], strict=True))
+    low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
+    a, b = (1e3 * statistics.median(x) for x in zip(*pairs, strict=True))
+    return {"ratio": middle, "q1": low, "q3": high, "peer_ms": a, "ours_ms": b}
+
+
+def window(n: int, width: int, rounds: int) -> dict[str, float]:
+    q, k, v = inputs(n)
+    i = torch.arange(n)
+    dense_mask = (i[:, None] >= i[None]) & (i[:, None] - i[None] < width)
+    mask = sl.Causal() & sl.Window(width)
+
+    def peer() -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=dense_mask)
+
+    def ours() -> torch.Tensor:
+        return sl.attend(q, k, v, mask=mask, stats=True)[0]
+
+    torch.testing.assert_close(ours(), peer(), rtol=2e-5, atol=2e-6)
+    return ratios(peer, ours, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json")
+    parser.add_argument("--only", default="", help="run only the rows whose name contains this")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    rows: dict[str, Callable[[], dict[str, float]]] = {
+        "forward 4096": lambda: dense(4096, False, False, args.rounds),
+        "forward 4096, statistics": lambda: dense(4096, True, False, args.rounds),
+        "forward 4096 causal": lambda: dense(4096, False, True, args.rounds),
+        "forward 4096 causal, statistics": lambda: dense(4096, True, True, args.rounds),
+        "backward 4096": lambda: backward(4096, False, False, args.rounds),
+        "backward 4096, statistics": lambda: backward(4096, True, False, args.rounds),
+        "backward 4096 causal": lambda: backward(4096, False, True, args.rounds),
+        "forward 1024": lambda: dense(1024, False, False, args.rounds),
+        "forward 1024, statistics": lambda: dense(1024, True, False, args.rounds),
+        "window 256 of 8192, statistics": lambda: window(8192, 256, max(3, args.rounds // 2)),
+    }
+    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {args.threads} threads, B=1 H={H} D={E}")
+    print(f"{'peer: torch SDPA (fp32)':34s} {'ratio':>6s}  {'quartiles':>12s} {'peer ms':>9s} {'ours ms':>9s}")
+    results = {}
+    for name, run in rows.items():
+        if args.only in name:
+            results[name] = r = run()
+            spread = f"{r['q1']:.2f} – {r['q3']:.2f}"
+            print(f"{name:34s} {r['ratio']:6.2f}  {spread:>12s} {r['peer_ms']:9.1f} {r['ours_ms']:9.1f}", flush=True)
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(results, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
