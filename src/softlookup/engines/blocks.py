@@ -63,6 +63,8 @@ class Blocks:
         self.tiling = Tiling(problem)
         self.dtype = problem.accumulate
         self.work = Workspace(self.dtype, problem.query.device)
+        self._key_views: dict[int, tuple[Queries, Tensor]] = {}
+        self._steps: dict[tuple[int, bool], Tensor] = {}
         self.doubtful_query = not finite(problem.query)
         self.doubtful_key = not finite(problem.key)
         self._extra = 3 + isinstance(problem.temperature, Tensor)
@@ -84,9 +86,24 @@ class Blocks:
         return block.reshape(q.entries, g * block.shape[2], x.shape[-1]).to(self.dtype)
 
     def key_rows(self, q: Queries, block: Block, x: Tensor) -> Tensor:
-        """Rows of a (B, Hkv, S, W) tensor as (n, S', W) in the accumulation dtype."""
-        part = x[q.b0 : q.b1, q.g0 : q.g1, block.col0 : block.col1]
-        return part.reshape(q.entries, block.col1 - block.col0, x.shape[-1]).to(self.dtype)
+        """Rows of a (B, Hkv, S, W) tensor as (n, S', W) in the accumulation dtype; a view where that is possible."""
+        rows = self._key_views.get(id(x))
+        if rows is None or rows[0] is not q:
+            part = x[q.b0 : q.b1, q.g0 : q.g1]
+            flat = part[0] if len(part) == 1 else part[:, 0] if part.shape[1] == 1 else None
+            if flat is None and part.is_contiguous():
+                flat = part.view(q.entries, *part.shape[2:])
+            rows = self._key_views[id(x)] = q, (part if flat is None else flat)
+        part = rows[1][..., block.col0 : block.col1, :]
+        return part.reshape(q.entries, -1, x.shape[-1]).to(self.dtype) if part.ndim == 4 else part.to(self.dtype)
+
+    def steps(self, count: int, backwards: bool = False) -> Tensor:
+        """(count,) 0, 1, 2, … or …, 2, 1, 0, in the accumulation dtype."""
+        steps = self._steps.get((count, backwards))
+        if steps is None:
+            steps = torch.arange(count, device=self.work.device, dtype=self.dtype)
+            steps = self._steps[count, backwards] = steps.flip(0) if backwards else steps
+        return steps
 
     def put(self, q: Queries, into: Tensor, rows: Tensor) -> None:
         """Write rows (n, R, W) into their place in a (B, H, L, W) tensor."""
@@ -229,12 +246,8 @@ class Blocks:
             g = self.problem.group
             grad = into.sums[self._own.start][q.b0 : q.b1, q.g0 * g : q.g1 * g, at.col0 : at.col1]
             grad.add_(self.four(q, ds).sum(2).reshape(grad.shape))
-        self.key_sums(q, at, into.sums[1]).baddbmm_(ds.mT, query.rows)
+        self.key_rows(q, at, into.sums[1]).baddbmm_(ds.mT, query.rows)
         return torch.bmm(ds, block.key) if dq is None else dq.baddbmm_(ds, block.key)
-
-    def key_sums(self, q: Queries, block: Block, sums: Tensor) -> Tensor:
-        """The view (n, S', W) of a (B, Hkv, S, W) sum that this block adds to."""
-        return sums[q.b0 : q.b1, q.g0 : q.g1, block.col0 : block.col1].view(q.entries, -1, sums.shape[-1])
 
     def _pull_by_autograd(
         self, query: QueryBlock, block: ScoreBlock, ds: Tensor, into: Gradients, dq: Tensor | None
@@ -251,7 +264,7 @@ class Blocks:
             if grad is not None:
                 into.sums[self._own.start + k].add_(grad)
         if grads[1] is not None:
-            self.key_sums(q, block.at, into.sums[1]).add_(grads[1][:, 0])
+            self.key_rows(q, block.at, into.sums[1]).add_(grads[1][:, 0])
         step = torch.zeros_like(query.rows) if grads[0] is None else grads[0].reshape(query.rows.shape)
         return step if dq is None else dq.add_(step)
 

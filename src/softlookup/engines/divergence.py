@@ -60,28 +60,24 @@ def _forward(first: Problem, second: Problem) -> tuple[Tensor, Tensor, Tensor, T
     pieces = [new((batch, heads, length, 2), dtype=pair.p.dtype) for _ in range(2)]
     for at in pair.tiling.queries():
         qp, qr = pair.p.query(at), pair.r.query(at)
-        mp, mr = (Moments(frozenset(), False, side.work) for side in (pair.p, pair.r))
-        total = lost = None
+        rows = at.entries, qp.rows.shape[1]
+        mp, mr = (Moments(frozenset(), False, side.work, *rows) for side in (pair.p, pair.r))
+        total, lost = (qp.rows.new_zeros(rows) for _ in range(2))
         for block in pair.tiling.blocks(at):
             bp, br = pair.sides(block)
             p, r = pair.p.scores(qp, bp), pair.r.scores(qr, br)
             d, missing = _gap(p, r)
-            e = mp.add(p.scores, p.hidden, block.tile.region.j0)
+            e, rescale = mp.add(p.scores, p.hidden, block.tile.region.j0)
             mr.add(r.scores, r.hidden, block.tile.region.j0)
-            part, gone = (e * d).sum(-1, keepdim=True), (e * missing).sum(-1, keepdim=True)
-            if total is None or lost is None:
-                total, lost = part, gone
-            else:
-                assert mp.rescale is not None
-                total, lost = total * mp.rescale + part, lost * mp.rescale + gone
-        if total is None or lost is None:
-            continue
+            mp.close(), mr.close()
+            total.mul_(rescale).add_((e * d).sum(-1))
+            lost.mul_(rescale).add_((e * missing).sum(-1))
         rp, rr = mp.readings(), mr.readings()
-        expected = total / mp.z.masked_fill(rp["visible"] == 0, 1)
+        expected = total.unsqueeze(-1) * torch.exp(-rp["log_z"])
         (m_p, z_p), (m_r, z_r) = ((x["max_logit"].masked_fill(x["visible"] == 0, 0), x["log_z"]) for x in (rp, rr))
-        rows = expected - (m_p - m_r) - (z_p - z_r)
-        rows = torch.where(lost > 0, math.inf, torch.where(rp["visible"] == 0, 0, rows))
-        pair.p.put(at, kl, rows)
+        both = expected - (m_p - m_r) - (z_p - z_r)
+        both = torch.where(lost.unsqueeze(-1) > 0, math.inf, torch.where(rp["visible"] == 0, 0, both))
+        pair.p.put(at, kl, both)
         pair.p.put(at, gap, expected)
         for into, (m, z) in zip(pieces, ((m_p, z_p), (m_r, z_r)), strict=True):
             pair.p.put(at, into, torch.cat([m, z], -1))

@@ -18,90 +18,108 @@ from torch import Tensor
 from .workspace import Workspace
 
 _CHUNK = 64
+_EXPECTATIONS = ("sink_mass", "distance")
 
 
 class Moments:
-    """Accumulates blocks of scores for R query rows of n entries; every tensor is (n, R, 1).
+    """Accumulates blocks of scores for R query rows of n entries; tensors are (n, R).
 
-    Each step is a few passes over a block that lies in cache, and a few operations on rows: what is spent on rows counts,
-    so a block in which everything is visible keeps its counts as plain numbers.
+    A step is a few passes over a block that lies in cache, and some operations on rows. At this size an operation on rows
+    costs its call more than its work, so what scales alike is kept in one tensor: `total` (K, n, R) with a plane for each
+    of Z, A1, A2, C and the expectations asked for, and `part`, the same sums over the block at hand.
     """
 
-    def __init__(self, needs: frozenset[str], hard: bool, work: Workspace):
-        self.needs = needs
-        self.work = work
-        self.hard = hard
+    def __init__(self, needs: frozenset[str], hard: bool, work: Workspace, entries: int, rows: int):
+        self.hard, self.work = hard, work
         self.squared = "expected_logit_var" in needs
         self.tempered = self.squared or bool(needs & {"excess", "entropy"})
         self.colliding = "collision" in needs
         self.counted = bool(needs & {"logit_mean", "logit_var"})
-        self.m: Tensor | None = None
+        planes = ["z", *["a1"] * self.tempered, *["a2"] * self.squared, *["c"] * self.colliding]
+        planes += [name for name in _EXPECTATIONS if name in needs]
+        self.total = work("total", len(planes), entries, rows).zero_()
+        self.part = work("part", len(planes), entries, rows)
+        self.sums = dict(zip(planes, self.total.unbind(), strict=True))
+        self.here = dict(zip(planes, self.part.unbind(), strict=True))
+        self.m = work("m", entries, rows).fill_(-math.inf)
+        self.next = work("next", entries, rows)
+        self.argmax = torch.full_like(self.m, -1, dtype=torch.int64) if "argmax" in needs else None
         self.visible: Tensor | int = 0
-        self.rescale: Tensor | None = None
+        self.started = False
+        self.complete = False  # every row has seen a key: no maximum is -inf
 
-    def add(self, s: Tensor, hidden: Tensor | None, position: int) -> Tensor:
-        """Fold in scores s (n, R, S'), -inf where hidden, of keys from `position` on; gives the weights e^t (n, R, S').
+    def add(self, s: Tensor, hidden: Tensor | None, position: int) -> tuple[Tensor, Tensor]:
+        """Fold in scores s (n, R, S'), -inf where hidden, of keys from `position` on.
 
-        s is used up. What the caller has summed with earlier weights must be multiplied by `rescale` (None at first).
-        `z_here` is the sum of the weights of this block.
+        Gives the weights e^t (n, R, S') and what sums over earlier weights must be multiplied by, (n, R). s is used up.
+        The caller may add to planes of `here` (the expectations), then calls `close`.
         """
-        top, best = self._top(s, position)
-        seen = s.shape[-1] if hidden is None else s.shape[-1] - hidden.sum(-1, keepdim=True)
+        self.complete = self.complete or hidden is None
+        top = self._top(s, position)
+        seen = s.shape[-1] if hidden is None else s.shape[-1] - hidden.sum(-1)
         if self.counted:
             self._count(s, hidden, seen)
         self.visible = self.visible + seen
-        m = top if self.m is None else torch.maximum(self.m, top)
-        safe = m.masked_fill(m == -math.inf, 0)
+        m = torch.maximum(self.m, top, out=self.next)
+        if not self.complete:  # an empty row's maximum of -inf must not enter a difference
+            m = m.masked_fill(m == -math.inf, 0)
         if self.hard:
-            t, e = s, (s == safe).to(s.dtype)
+            t, e = s, self.work("weights", *s.shape).copy_(s == m.unsqueeze(-1))
         else:
-            t = s.sub_(safe)
+            t = s.sub_(m.unsqueeze(-1))
             e = torch.exp(t, out=self.work("weights", *t.shape)) if self.tempered else t.exp_()
-        self._move(m, safe, top, best)
-        self.z_here = e.sum(-1, keepdim=True)
-        self.z = self._sum("z", self.z_here)
+        rescale = self._move(m)
+        torch.sum(e, -1, out=self.here["z"])
         if self.colliding:
-            self.c = self._sum("c", torch.linalg.vector_norm(e, dim=-1, keepdim=True).square_())
+            torch.linalg.vector_norm(e, dim=-1, out=self.here["c"]).square_()
         if self.tempered:
             if hidden is not None:
                 t.masked_fill_(hidden, 0)
-            x = torch.zeros_like(e) if self.hard else torch.mul(t, e, out=self.work("scratch", *e.shape))
-            self.a1 = self._sum("a1", x.sum(-1, keepdim=True))
+            x = torch.mul(t, e, out=self.work("scratch", *e.shape)) if not self.hard else t.zero_()
+            torch.sum(x, -1, out=self.here["a1"])
             if self.squared:
-                self.a2 = self._sum("a2", x.mul_(t).sum(-1, keepdim=True))
-        return e
+                torch.sum(x.mul_(t), -1, out=self.here["a2"])
+        return e, rescale
 
-    def _sum(self, name: str, part: Tensor) -> Tensor:
-        return part if self.rescale is None else getattr(self, name).add_(part)
+    def close(self) -> None:
+        """Add the sums over the block at hand to the totals."""
+        self.total.add_(self.part)
+        self.started = True
 
-    def _top(self, s: Tensor, position: int) -> tuple[Tensor, Tensor | None]:
-        """The maximum of each row, and the position of its first occurrence if that is asked for.
+    def _top(self, s: Tensor, position: int) -> Tensor:
+        """The maximum of each row; where it is a new one, also the position of its first occurrence, if asked for.
 
-        torch finds a maximum many times faster than its index, so: the maxima of chunks, the best chunk, the index in it.
+        torch finds a maximum many times faster than its index, so: the maxima of chunks, the best chunk, and the index in
+        it only for the rows whose maximum moved.
         """
-        if "argmax" not in self.needs:
-            return s.amax(-1, keepdim=True), None
+        if self.argmax is None:
+            return s.amax(-1)
         columns = s.shape[-1]
-        if columns % _CHUNK or columns == _CHUNK:
-            top, best = s.max(-1, keepdim=True)
-            return top, best.add_(position)
         chunks = columns // _CHUNK
-        top, chunk = s.view(*s.shape[:-1], chunks, _CHUNK).amax(-1).max(-1, keepdim=True)
-        rows = torch.arange(0, chunk.numel() * chunks, chunks, device=s.device)
-        inside = s.view(-1, _CHUNK).index_select(0, rows.add_(chunk.view(-1))).max(-1).indices
-        return top, chunk.mul_(_CHUNK).add_(inside.view(chunk.shape)).add_(position)
+        if columns % _CHUNK or chunks == 1:
+            top, best = s.max(-1)
+            self.argmax = torch.where(top > self.m, best.add_(position), self.argmax)
+            return top
+        top, chunk = s.view(*s.shape[:-1], chunks, _CHUNK).amax(-1).max(-1)
+        moved = (top > self.m).view(-1).nonzero().squeeze(-1)
+        if len(moved):
+            chunk = chunk.view(-1).index_select(0, moved)
+            best = s.view(-1, _CHUNK).index_select(0, moved.mul(chunks).add_(chunk)).max(-1).indices
+            self.argmax.view(-1).index_copy_(0, moved, best.add_(chunk, alpha=_CHUNK).add_(position))
+        return top
 
     def _count(self, s: Tensor, hidden: Tensor | None, seen: Tensor | int) -> None:
         """Mean and sum of squared differences from it, in two passes over the block, then merged into the total."""
         if hidden is None:
-            mean = s.mean(-1, keepdim=True)
-            off = torch.sub(s, mean, out=self.work("scratch", *s.shape))
+            mean = s.mean(-1)
+            off = torch.sub(s, mean.unsqueeze(-1), out=self.work("scratch", *s.shape))
         else:
-            s = self.work("scratch", *s.shape).copy_(s).masked_fill_(hidden, 0)
-            mean = s.sum(-1, keepdim=True) / torch.as_tensor(seen).clamp(min=1)
-            off = s.sub_(mean).masked_fill_(hidden, 0)
-        squares = torch.linalg.vector_norm(off, dim=-1, keepdim=True).square_()
-        if self.m is None:
+            assert isinstance(seen, Tensor)
+            off = self.work("scratch", *s.shape).copy_(s).masked_fill_(hidden, 0)
+            mean = off.sum(-1).div_(seen.clamp(min=1))
+            off.sub_(mean.unsqueeze(-1)).masked_fill_(hidden, 0)
+        squares = torch.linalg.vector_norm(off, dim=-1).square_()
+        if not self.started:
             self.mean, self.squares = mean, squares
             return
         delta = mean.sub_(self.mean)
@@ -113,49 +131,45 @@ class Moments:
         else:
             part = seen / torch.as_tensor(self.visible + seen).clamp(min=1).to(s.dtype)
             self.squares.add_(delta.square() * part * self.visible)
-            self.mean.add_(delta * part)
+            self.mean.addcmul_(delta, part)
 
-    def _move(self, m: Tensor, safe: Tensor, top: Tensor, best: Tensor | None) -> None:
-        """Move what was accumulated from the old maximum to the new one."""
-        old, self.m = self.m, m
-        if old is None:
-            self.argmax = best
-            return
+    def _move(self, m: Tensor) -> Tensor:
+        """Move the totals from the old maximum to m; gives r = e^d."""
         # An empty row's -inf is cut off at a d whose e^d is 0 all the same, so that d * 0 is 0.
-        d = (old - safe).clamp_(min=-1e4)
-        self.rescale = r = (d == 0).to(d.dtype) if self.hard else d.exp()
-        if self.tempered and not self.hard:
-            a1 = torch.addcmul(self.a1, d, self.z)
-            if self.squared:
-                self.a2.addcmul_(d, self.a1.add_(a1)).mul_(r)
-            self.a1 = a1.mul_(r)
-        self.z = self.z * r
+        d = (self.m - m).clamp_(min=-1e4)
+        self.m, self.next = self.next, self.m
+        r = (d == 0).to(d.dtype) if self.hard else d.exp()
+        if self.tempered and self.started and not self.hard:
+            old = self.sums["a1"].clone() if self.squared else None
+            self.sums["a1"].addcmul_(d, self.sums["z"])
+            if old is not None:
+                self.sums["a2"].addcmul_(d, old.add_(self.sums["a1"]))
+        self.total.mul_(r)
         if self.colliding:
-            self.c.mul_(r).mul_(r)
-        if best is not None:
-            assert self.argmax is not None
-            self.argmax = torch.where((top > old) | top.isnan(), best, self.argmax)
+            self.sums["c"].mul_(r)
+        return r
 
     def readings(self) -> dict[str, Tensor]:
-        """The optional fields of a `Summary`, and log_z, max_logit, visible; each (n, R, 1), finite for empty rows."""
-        assert self.m is not None
-        visible = torch.as_tensor(self.visible, device=self.m.device).expand_as(self.m)
+        """Optional fields of a `Summary`, and log_z, max_logit, visible; each (n, R, 1), finite for empty rows."""
+        visible = torch.as_tensor(self.visible, device=self.m.device).expand(self.m.shape)
         none = visible == 0
-        z = self.z.masked_fill(none, 1)
+        z = self.sums["z"].masked_fill(none, 1)
         log_z = z.log()
         out = {"max_logit": self.m, "log_z": log_z, "visible": visible}
-        if "argmax" in self.needs:
-            assert self.argmax is not None
-            out["argmax"] = self.argmax.masked_fill(none, -1)
+        if self.argmax is not None:
+            out["argmax"] = self.argmax
         if self.colliding:
-            out["collision"] = self.c / z.square()
+            out["collision"] = self.sums["c"] / z.square()
         if self.tempered:
-            excess = self.a1 / z
-            out["excess"] = excess
+            out["excess"] = excess = self.sums["a1"] / z
             out["entropy"] = log_z - excess
             if self.squared:
-                out["expected_logit_var"] = (self.a2 / z - excess.square()).clamp_(min=0)
+                out["expected_logit_var"] = (self.sums["a2"] / z).sub_(excess.square()).clamp_(min=0)
         if self.counted:
-            out["logit_mean"] = self.mean
-            out["logit_var"] = self.squares / visible.clamp(min=1)
-        return out
+            zero = torch.zeros_like(z)
+            out["logit_mean"] = self.mean if self.started else zero
+            out["logit_var"] = self.squares / visible.clamp(min=1) if self.started else zero
+        for name in _EXPECTATIONS:
+            if name in self.sums:
+                out[name] = self.sums[name] / z
+        return {name: x.unsqueeze(-1) for name, x in out.items()}

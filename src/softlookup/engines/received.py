@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..problem import Problem
 from .blocks import Blocks
-from .streaming import _weights_of, backward, forward, hand_out, revive, skeleton
+from .streaming import backward, forward, hand_out, revive, skeleton, unnormalized
 
 
 def received(problem: Problem) -> Tensor:
@@ -29,9 +29,9 @@ def _sums(problem: Problem, read: dict[str, Tensor]) -> Tensor:
     m = m.masked_fill(m.isneginf(), 0)
     for at in walk.tiling.queries():
         query = walk.query(at)
-        rows = walk.query_rows(at, m), walk.query_rows(at, log_z)
+        top, share = walk.query_rows(at, m), walk.query_rows(at, log_z).neg().exp_()
         for block in walk.tiling.blocks(at):
-            p = _weights_of(walk.scores(query, block), *rows, problem.hard, walk.work)
+            p = unnormalized(walk.scores(query, block), top, problem.hard, walk.work)[1].mul_(share)
             part = out[at.b0 : at.b1, at.g0 * group : at.g1 * group, block.col0 : block.col1]
             part.add_(walk.four(at, p).sum(2).reshape(part.shape))
     return out

@@ -68,31 +68,23 @@ def forward(problem: Problem) -> dict[str, Tensor]:
     batch, heads, length, _ = problem.query.shape
     out: dict[str, Tensor] = {}
     for at in walk.tiling.queries():
-        query, moments = walk.query(at), Moments(problem.needs, problem.hard, walk.work)
-        sums: dict[str, Tensor] = {}
+        query = walk.query(at)
+        rows = query.rows.shape[1]
+        moments = Moments(problem.needs, problem.hard, walk.work, at.entries, rows)
+        average = walk.work("average", at.entries, rows, problem.value.shape[-1]).zero_()
         for block in walk.tiling.blocks(at):
             scored = walk.scores(query, block)
-            e = moments.add(scored.scores, scored.hidden, block.tile.region.j0)
-            weights.add(sums, at, block, scored, e, moments)
-        read = _empty(walk, at, problem.needs) if moments.m is None else moments.readings()
-        z = None if moments.m is None else moments.z.masked_fill(read["visible"] == 0, 1)
-        for key, width in weights.wanted.items():
-            rows = query.rows.shape[:2]
-            read[key] = sums[key].div_(z) if z is not None else query.rows.new_zeros(*rows, width)
-        for key, rows_of in read.items():
+            e, rescale = moments.add(scored.scores, scored.hidden, block.tile.region.j0)
+            weights.expect(at, block, e, moments.here)
+            weights.add(average, at, block, scored, e, rescale)
+            moments.close()
+        read = moments.readings()
+        read["average"] = average.mul_(torch.exp(-read["log_z"]))
+        for key, x in read.items():
             if key not in out:
-                out[key] = rows_of.new_empty((batch, heads, length, rows_of.shape[-1]))
-            walk.put(at, out[key], rows_of)
+                out[key] = x.new_empty((batch, heads, length, x.shape[-1]))
+            walk.put(at, out[key], x)
     return {key: x if key == "average" else x.squeeze(-1) for key, x in out.items()}
-
-
-def _empty(walk: Blocks, at: Queries, needs: frozenset[str]) -> dict[str, Tensor]:
-    """The readings of rows that saw no block at all."""
-    moments = Moments(needs, walk.problem.hard, walk.work)
-    rows = at.entries, walk.problem.group * (at.row1 - at.row0)
-    s = torch.full((*rows, 1), -math.inf, dtype=walk.dtype, device=walk.problem.query.device)
-    moments.add(s, torch.ones_like(s, dtype=torch.bool), 0)
-    return moments.readings()
 
 
 class Weighting:
@@ -102,50 +94,47 @@ class Weighting:
         self.walk = walk
         self.problem = problem = walk.problem
         self.doubtful = not finite(problem.value)
-        self.wanted = {"average": problem.value.shape[-1]}
-        self.wanted |= {name: 1 for name in ("sink_mass", "distance") if name in problem.needs}
 
     def add(
-        self, sums: dict[str, Tensor], at: Queries, block: Block, scored: ScoreBlock, e: Tensor, moments: Moments
+        self, average: Tensor, at: Queries, block: Block, scored: ScoreBlock, e: Tensor, rescale: Tensor
     ) -> None:
-        """Rescale the sums, then add e f for every f wanted. e (n, R, S') is used up."""
-        if moments.rescale is not None:
-            for total in sums.values():
-                total.mul_(moments.rescale)
-        for key in self.wanted:
-            if key != "average":
-                part = self.distance(at, block, e, moments.z_here) if key == "distance" else self.mass(key, at, block, e)
-                sums[key] = part if key not in sums else sums[key].add_(part)
+        """average = rescale * average + e v. e (n, R, S') is used up."""
         if self.problem.dropout is not None:
-            e = e * self.dropped(at, block)
+            e = e.mul_(self.dropped(at, block))
         value, bad = self.value(at, block)
         if bad is not None:
             poison(e, scored.hidden, bad)
-        sums["average"] = torch.bmm(e, value) if "average" not in sums else sums["average"].baddbmm_(e, value)
+        average.mul_(rescale.unsqueeze(-1)).baddbmm_(e, value)
 
-    def mass(self, key: str, at: Queries, block: Block, e: Tensor) -> Tensor:
-        """sum of e f over the block, (n, R, 1)."""
-        f = self.indicator(key, at, block)
-        if f is None:
-            return e.new_zeros((*e.shape[:2], 1))
-        return torch.mul(e, f, out=self.walk.work("scratch", *e.shape)).sum(-1, keepdim=True)
+    def expect(self, at: Queries, block: Block, e: Tensor, here: dict[str, Tensor]) -> None:
+        """Write sum e f over the block, for every f asked for, into its plane (n, R)."""
+        if "sink_mass" in here:
+            f = self.indicator("sink_mass", at, block)
+            if f is None:
+                here["sink_mass"].zero_()
+            else:
+                torch.sum(torch.mul(e, f, out=self.walk.work("scratch", *e.shape)), -1, out=here["sink_mass"])
+        if "distance" in here:
+            self._distance(at, block, e, here["z"], here["distance"])
 
-    def distance(self, at: Queries, block: Block, e: Tensor, z: Tensor) -> Tensor:
-        """sum of e |i - j| over the block, (n, R, 1).
+    def _distance(self, at: Queries, block: Block, e: Tensor, z: Tensor, out: Tensor) -> None:
+        """sum of e |i - j| over the block.
 
         Where all keys lie on one side, |i - j| splits into the way from the query to the near end of the block and the way
         on from there: two terms of one sign, and no matrix of distances.
         """
-        r = block.tile.region
+        r, columns = block.tile.region, e.shape[-1]
+        place = at.i.to(e.dtype)
         if r.j1 - 1 <= r.i0:
-            near, onward = block.tile.i - (r.j1 - 1), r.j1 - 1 - block.tile.j
+            near, onward = place - (r.j1 - 1), self.walk.steps(columns, backwards=True)
         elif r.j0 >= r.i1 - 1:
-            near, onward = r.j0 - block.tile.i, block.tile.j - r.j0
+            near, onward = r.j0 - place, self.walk.steps(columns)
         else:
-            return self.mass("distance", at, block, e)
-        way = torch.mv(e.view(-1, e.shape[-1]), onward[0].to(e.dtype)).view(z.shape)
-        near = near.to(e.dtype)
-        return way.addcmul_(z, near if self.problem.group == 1 else near.repeat(self.problem.group, 1))
+            far = self.indicator("distance", at, block)
+            torch.sum(torch.mul(e, far, out=self.walk.work("scratch", *e.shape)), -1, out=out)
+            return
+        torch.mv(e.view(-1, columns), onward, out=out.view(-1))
+        out.addcmul_(z, near if self.problem.group == 1 else near.repeat(self.problem.group))
 
     def value(self, at: Queries, block: Block) -> tuple[Tensor, Tensor | None]:
         """The block's values (n, S', Ev), and which rows are not finite (n, 1, S') or None; those are zeros."""
@@ -211,40 +200,38 @@ def backward(problem: Problem, read: dict[str, Tensor], grads: dict[str, Tensor]
         cut = {k: walk.query_rows(at, x) for k, x in rows.c.items()}
         m, log_z, c0 = (walk.query_rows(at, x) for x in (rows.m, rows.log_z, rows.c0))
         expected = {k: walk.query_rows(at, g) for k, g in rows.grads.items()}
-        upstream = None if grad_average is None else walk.query_rows(at, grad_average)
-        bad = None
-        if doubtful:
-            assert upstream is not None
-            bad = ~upstream.isfinite().all(-1, keepdim=True)
-            upstream = upstream.masked_fill(bad, 0)
+        # Everything that p = e^t / Z multiplies is divided by Z here, once per row, so that blocks only need e^t.
+        share = torch.exp(-log_z)
+        c0 = c0 * share
+        cut = {k: x if k > 3 else x * share * (share if k == 3 else 1) for k, x in cut.items()}
+        expected = {k: x * share for k, x in expected.items()}
+        upstream = bad = None
+        if grad_average is not None:
+            upstream = walk.query_rows(at, grad_average)
+            if doubtful:
+                bad = ~upstream.isfinite().all(-1, keepdim=True)
+                upstream = upstream.masked_fill(bad, 0)
+            upstream = upstream * share
         dq: Tensor | None = None
         for block in walk.tiling.blocks(at):
             scored = walk.scores(query, block, graph=not problem.hard)
-            p = _weights_of(scored, m, log_z, problem.hard, walk.work)
-            ds = _upstream(weights, at, block, scored, p, upstream, bad, expected, into)
+            t, e = unnormalized(scored, m, problem.hard, walk.work, keep=isinstance(problem.temperature, Tensor))
+            ds = _upstream(weights, at, block, scored, e, upstream, bad, expected, into)
             if problem.hard:
                 continue
-            if ds is None:
-                ds = walk.work("upstream", *p.shape).copy_(c0)
-            else:
-                ds.add_(c0)
-            t = None
-            if cut:
-                t = torch.sub(scored.scores, m, out=walk.work("scratch", *p.shape))
-                if scored.hidden is not None:
-                    t.masked_fill_(scored.hidden, 0)
-                if 2 in cut:
-                    ds.addcmul_(t.square(), cut[2].expand_as(t))
-                if 1 in cut:
-                    ds.addcmul_(t, cut[1].expand_as(t))
-                if 3 in cut:
-                    ds.addcmul_(p, cut[3].expand_as(p))
-            ds.mul_(p)
+            ds = walk.work("upstream", *e.shape).copy_(c0) if ds is None else ds.add_(c0)
+            if 2 in cut:  # with expected_logit_var, c1 is there too
+                slope = torch.addcmul(cut[1], t, cut[2], out=walk.work("slope", *t.shape))
+                ds.addcmul_(slope, t)
+            elif 1 in cut:
+                ds.addcmul_(t, cut[1])
+            if 3 in cut:
+                ds.addcmul_(e, cut[3])
+            ds.mul_(e)
             if 4 in cut:
                 ds.add_(cut[4])
             if 5 in cut:
-                assert t is not None
-                ds.addcmul_(t, cut[5].expand_as(t))
+                ds.addcmul_(t, cut[5])
             if scored.hidden is not None:
                 ds.masked_fill_(scored.hidden, 0)
             dq = walk.pull(query, scored, ds, into, dq)
@@ -253,13 +240,19 @@ def backward(problem: Problem, read: dict[str, Tensor], grads: dict[str, Tensor]
     return into
 
 
-def _weights_of(scored: ScoreBlock, m: Tensor, log_z: Tensor, hard: bool, work: Workspace) -> Tensor:
-    """p (n, R, S'), exactly 0 where hidden, in rows of NaN too."""
-    if hard:
-        return (scored.scores == m).to(m.dtype).mul_(torch.exp(-log_z))
+def unnormalized(
+    scored: ScoreBlock, m: Tensor, hard: bool, work: Workspace, keep: bool = False
+) -> tuple[Tensor, Tensor]:
+    """t = s - m, 0 where hidden, and e^t, exactly 0 where hidden (in rows of NaN too); uses up the scores unless `keep`."""
     s = scored.scores
-    p = torch.sub(s, m, out=work("weights", *s.shape)).sub_(log_z).exp_()  # not m + log_z: their sum would round away digits of log_z
-    return p if scored.hidden is None else p.masked_fill_(scored.hidden, 0)
+    if hard:
+        return s, work("weights", *s.shape).copy_(s == m)
+    t = torch.sub(s, m, out=work("centred", *s.shape) if keep else s)
+    e = torch.exp(t, out=work("weights", *s.shape))
+    if scored.hidden is not None:
+        e.masked_fill_(scored.hidden, 0)
+        t.masked_fill_(scored.hidden, 0)
+    return t, e
 
 
 def _upstream(
@@ -267,22 +260,23 @@ def _upstream(
     at: Queries,
     block: Block,
     scored: ScoreBlock,
-    p: Tensor,
+    e: Tensor,
     upstream: Tensor | None,
     bad: Tensor | None,
     expected: dict[str, Tensor],
     into: Gradients,
 ) -> Tensor | None:
-    """dP (n, R, S') from the value and the expectations; adds the values' gradient on the way."""
+    """dP / Z (n, R, S') from the value and the expectations; adds the values' gradient on the way."""
     ds: Tensor | None = None
+    out = weights.walk.work("upstream", *e.shape)
     if upstream is not None:
         drop = weights.dropped(at, block) if weights.problem.dropout is not None else None
-        w = p if drop is None else p * drop
+        w = e if drop is None else e * drop
         if bad is not None:
             w = w.masked_fill(bad if scored.hidden is None else bad & ~scored.hidden, math.nan)
-        weights.walk.key_sums(at, block, into.sums[2]).baddbmm_(w.mT, upstream)
+        weights.walk.key_rows(at, block, into.sums[2]).baddbmm_(w.mT, upstream)
         value, bad_value = weights.value(at, block)
-        ds = torch.bmm(upstream, value.mT, out=weights.walk.work("upstream", *p.shape))
+        ds = torch.bmm(upstream, value.mT, out=out)
         if drop is not None:
             ds.mul_(drop)
         if bad_value is not None:
@@ -290,7 +284,7 @@ def _upstream(
     for key, g in expected.items():
         f = weights.indicator(key, at, block)
         if f is not None:
-            ds = weights.walk.work("upstream", *p.shape).copy_(g * f) if ds is None else ds.addcmul_(g, f)
+            ds = out.copy_(g * f) if ds is None else ds.addcmul_(g, f)
     return ds
 
 

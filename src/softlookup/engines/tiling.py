@@ -127,6 +127,10 @@ class Tiling:
         """The blocks of keys that these queries see anything of."""
         mask, start = self.problem.mask, self.problem.place.key_offset
         lo, hi = self._range(q.i0, q.i1)
+        if hi <= lo:
+            return
+        lo = start + (lo - start) // 64 * 64  # whole chunks, for the search of the best key in `moments`
+        hi = min(start + self.keys, start + -(-(hi - start) // 64) * 64)
         for j0 in range(lo, hi, self.columns):
             j1 = min(j0 + self.columns, hi)
             heads = q.g0 * self.group, q.g1 * self.group
