@@ -1,76 +1,86 @@
 """softlookup: attention that you can see through.
 
 `attend` gives the output of attention *and* what its distribution looked like, per query, in the same pass, with gradients.
+
+Names load on first use, so that the command line answers at once; the operator needs torch and numpy only.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .biases import ALiBi, RelativeTable
-from .drop_in import scaled_dot_product_attention
-from .errors import SoftlookupError, UnsupportedError
-from .masks import Causal, Dilated, Documents, Lengths, Mask, MaskFunction, Padding, Prefix, Window
-from .normalizers import Softmax
-from .operator import Plan, attend, divergence, engine, explain, lookup, merge, received
-from .scores import Additive, Bilinear, Cosine, Dot, Gaussian, Hyperbolic, Product, ScaledDot, Score
-from .summary import CHEAP, Stats, Summary
-
 if TYPE_CHECKING:
-    from .inspection import Inspection, look
-    from .integrations.any_model import watch
+    from . import integrations as integrations
+    from .biases import ALiBi as ALiBi
+    from .biases import RelativeTable as RelativeTable
+    from .drop_in import scaled_dot_product_attention as scaled_dot_product_attention
+    from .errors import SoftlookupError as SoftlookupError
+    from .errors import UnsupportedError as UnsupportedError
+    from .inspection import Inspection as Inspection
+    from .inspection import look as look
+    from .integrations.any_model import watch as watch
+    from .masks import Causal as Causal
+    from .masks import Dilated as Dilated
+    from .masks import Documents as Documents
+    from .masks import Lengths as Lengths
+    from .masks import Mask as Mask
+    from .masks import MaskFunction as MaskFunction
+    from .masks import Padding as Padding
+    from .masks import Prefix as Prefix
+    from .masks import Window as Window
+    from .normalizers import Softmax as Softmax
+    from .operator import Plan as Plan
+    from .operator import attend as attend
+    from .operator import divergence as divergence
+    from .operator import engine as engine
+    from .operator import explain as explain
+    from .operator import lookup as lookup
+    from .operator import merge as merge
+    from .operator import received as received
+    from .scores import Additive as Additive
+    from .scores import Bilinear as Bilinear
+    from .scores import Cosine as Cosine
+    from .scores import Dot as Dot
+    from .scores import Gaussian as Gaussian
+    from .scores import Hyperbolic as Hyperbolic
+    from .scores import Product as Product
+    from .scores import ScaledDot as ScaledDot
+    from .scores import Score as Score
+    from .summary import CHEAP as CHEAP
+    from .summary import Stats as Stats
+    from .summary import Summary as Summary
 
 __version__ = "0.1.0"
 
-_ON_USE = {"watch": "integrations.any_model", "look": "inspection", "Inspection": "inspection"}
+_FROM = {
+    "biases": "ALiBi RelativeTable",
+    "drop_in": "scaled_dot_product_attention",
+    "errors": "SoftlookupError UnsupportedError",
+    "inspection": "Inspection look",
+    "integrations.any_model": "watch",
+    "masks": "Causal Dilated Documents Lengths Mask MaskFunction Padding Prefix Window",
+    "normalizers": "Softmax",
+    "operator": "Plan attend divergence engine explain lookup merge received",
+    "scores": "Additive Bilinear Cosine Dot Gaussian Hyperbolic Product ScaledDot Score",
+    "summary": "CHEAP Stats Summary",
+}
+_HOME = {name: module for module, names in _FROM.items() for name in names.split()}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
-    """Floors above the operator load on use, so that `import softlookup` loads torch and numpy only."""
-    from importlib import import_module
-
-    if name in _ON_USE:
-        return getattr(import_module(f"{__name__}.{_ON_USE[name]}"), name)
-    if name == "integrations":
+    """A public name from its module, or a module of the package."""
+    if name in _HOME:
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = [
-    "ALiBi",
-    "Additive",
-    "Bilinear",
-    "CHEAP",
-    "Causal",
-    "Cosine",
-    "Dilated",
-    "Documents",
-    "Dot",
-    "Gaussian",
-    "Hyperbolic",
-    "Inspection",
-    "Lengths",
-    "Mask",
-    "MaskFunction",
-    "Padding",
-    "Plan",
-    "Prefix",
-    "Product",
-    "RelativeTable",
-    "ScaledDot",
-    "Score",
-    "SoftlookupError",
-    "Softmax",
-    "Stats",
-    "Summary",
-    "UnsupportedError",
-    "Window",
-    "attend",
-    "divergence",
-    "engine",
-    "explain",
-    "look",
-    "lookup",
-    "merge",
-    "received",
-    "scaled_dot_product_attention",
-    "watch",
-]
+_MODULES = {*(module.split(".")[0] for module in _FROM), "watching", "engines"}
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

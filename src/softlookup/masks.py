@@ -61,6 +61,10 @@ class Mask:
         """True if `cover` may differ between batch entries, so that blocking them apart can pay."""
         return False
 
+    def relative(self) -> bool:
+        """True if what is visible depends on i - j alone, so that blocks along a diagonal are alike."""
+        return False
+
     def __and__(self, other: Mask) -> Mask:
         return And(self, _as_mask(other))
 
@@ -119,6 +123,9 @@ class And(Mask):
             return max(a, b)
         return torch.maximum(torch.as_tensor(a), torch.as_tensor(b))
 
+    def relative(self) -> bool:
+        return self.a.relative() and self.b.relative()
+
     def differs_in_batch(self) -> bool:
         return self.a.differs_in_batch() or self.b.differs_in_batch()
 
@@ -146,6 +153,9 @@ class Or(Mask):
         self.a.check(batch, heads, queries, keys)
         self.b.check(batch, heads, queries, keys)
 
+    def relative(self) -> bool:
+        return self.a.relative() and self.b.relative()
+
     def differs_in_batch(self) -> bool:
         return self.a.differs_in_batch() or self.b.differs_in_batch()
 
@@ -164,12 +174,18 @@ class Not(Mask):
     def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
         self.a.check(batch, heads, queries, keys)
 
+    def relative(self) -> bool:
+        return self.a.relative()
+
     def differs_in_batch(self) -> bool:
         return self.a.differs_in_batch()
 
 
 class Everything(Mask):
     """Every key is visible: what `mask=None` means."""
+
+    def relative(self) -> bool:
+        return True
 
     def visible(self, tile: Tile) -> Tensor:
         return torch.ones((1, 1), dtype=torch.bool, device=tile.i.device)
@@ -180,6 +196,9 @@ class Everything(Mask):
 
 class Causal(Mask):
     """A query sees keys at its own position and before: j <= i. Right-aligned where L != S."""
+
+    def relative(self) -> bool:
+        return True
 
     def visible(self, tile: Tile) -> Tensor:
         return tile.j <= tile.i
@@ -204,6 +223,9 @@ class Window(Mask):
             raise SoftlookupError(f"Window: expected a width of at least 1, got {width}")
         self.width = int(width)
 
+    def relative(self) -> bool:
+        return True
+
     def visible(self, tile: Tile) -> Tensor:
         return (tile.i - tile.j).abs() < self.width
 
@@ -225,6 +247,9 @@ class Dilated(Mask):
         if rate < 1:
             raise SoftlookupError(f"Dilated: expected a rate of at least 1, got {rate}")
         self.rate = int(rate)
+
+    def relative(self) -> bool:
+        return True
 
     def visible(self, tile: Tile) -> Tensor:
         return (tile.i - tile.j) % self.rate == 0

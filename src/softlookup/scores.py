@@ -38,12 +38,19 @@ class Pointwise:
         """phi'(x)."""
         raise NotImplementedError
 
+    def bound(self, x: float) -> float:
+        """A bound on |phi| over [-x, x]; infinity if none is known."""
+        return math.inf
+
 
 @dataclass(frozen=True)
 class SoftCap(Pointwise):
     """phi(x) = c tanh(x / c), so that |s| < c (Gemma Team 2024)."""
 
     cap: float
+
+    def bound(self, x: float) -> float:
+        return min(x, self.cap)
 
     def __call__(self, x: Tensor) -> Tensor:
         return (x / self.cap).tanh_().mul_(self.cap) if not x.requires_grad else self.cap * torch.tanh(x / self.cap)

@@ -19,8 +19,14 @@ from torch import Tensor
 from ..errors import SoftlookupError
 from ..problem import Problem
 from ..scores import AdditiveForm, Pairwise, Product
-from .tiling import Block, Queries, Tiling
+from ..tile import Tile
+from .tiling import Block, Queries, Tiling, rows_of
 from .workspace import Workspace
+
+
+FLOOR = {torch.float32: -43.0, torch.float64: -350.0}
+"""Where t = s - m is cut off. e^t is then too small to change any sum, but its square is not yet a denormal number, on which
+processors (and the exponential itself) are a hundred times slower."""
 
 
 @dataclass(eq=False)
@@ -34,18 +40,27 @@ class QueryBlock:
 
 @dataclass(eq=False)
 class ScoreBlock:
-    """A block of final scores (n, R, S'), -inf where hidden, with what the way back needs.
+    """A block of final scores (n, R, S'), something finite where hidden, with what the way back needs.
 
-    hidden: (n, R, S') True where hidden, or None; key: (n, S', E) as it entered the product; product: scale * q . k (+ key
-    bias) before phi where phi is not the identity; graph: leaves and scores of a form differentiated by autograd.
+    key: (n, S', E) as it entered the product; product: scale * q . k (+ key bias) before phi where phi is not the identity;
+    graph: leaves and scores of a form differentiated by autograd. tame: no score is NaN or infinite; mild: e^(s - m) needs
+    no floor.
     """
 
     at: Block
     scores: Tensor
-    hidden: Tensor | None
     key: Tensor
+    tame: bool = False
+    mild: bool = False
     product: Tensor | None = None
     graph: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def hide(self, x: Tensor) -> Tensor:
+        """Set x (n, R, S') to 0 where the block is hidden, in place."""
+        visible = self.at.visible
+        if visible is None:
+            return x
+        return x.mul_(visible.one) if self.tame else x.masked_fill_(visible.hidden, 0)
 
 
 @dataclass(eq=False)
@@ -63,10 +78,14 @@ class Blocks:
         self.tiling = Tiling(problem)
         self.dtype = problem.accumulate
         self.work = Workspace(self.dtype, problem.query.device)
+        query, key = largest(problem.query), largest(problem.key)
+        self.doubtful_query, self.doubtful_key = not math.isfinite(query), not math.isfinite(key)
+        bound = self._bound(query * key)
+        self.tame = bound < torch.finfo(self.dtype).max / 1e6
+        self.mild = 2 * bound < -FLOOR[self.dtype]
         self._key_views: dict[int, tuple[Queries, Tensor]] = {}
+        self._far: dict[tuple[int, int, int], Tensor] = {}
         self._steps: dict[tuple[int, bool], Tensor] = {}
-        self.doubtful_query = not finite(problem.query)
-        self.doubtful_key = not finite(problem.key)
         self._extra = 3 + isinstance(problem.temperature, Tensor)
         match problem.form:
             case Product(key_bias=key_bias):
@@ -76,6 +95,22 @@ class Blocks:
             case Pairwise(score=score):
                 own = len(score.tensors())
         self._own = slice(self._extra, self._extra + own)
+
+    def _bound(self, product: float) -> float:
+        """A bound on every |score|, hidden ones too, by Cauchy-Schwarz; infinite where there is none.
+
+        Scores that are sure to be finite ("tame") can be hidden by arithmetic, and scores close enough to each other ("mild")
+        need no floor under the exponential: both save passes over every block.
+        """
+        form, temperature = self.problem.form, self.problem.temperature
+        if not isinstance(form, Product) or form.key_bias is not None or self.problem.biases:
+            return math.inf
+        if isinstance(temperature, Tensor) or math.isnan(product):
+            return math.inf
+        bound = abs(form.scale) * product
+        if form.pointwise is not None:
+            bound = max(bound, form.pointwise.bound(bound))
+        return bound / (temperature or 1.0)
 
     # ---- blocks of tensors ------------------------------------------------------------------------------------------
 
@@ -105,22 +140,32 @@ class Blocks:
             steps = self._steps[count, backwards] = steps.flip(0) if backwards else steps
         return steps
 
+    def far(self, tile: Tile) -> Tensor:
+        """(R, S') |i - j| in the accumulation dtype; blocks along a diagonal share theirs."""
+        r = tile.region
+        kind = r.row1 - r.row0, r.j1 - r.j0, r.i0 - r.j0
+        far = self._far.get(kind)
+        if far is None:
+            far = (tile.i - tile.j).abs().to(self.dtype).repeat(self.problem.group, 1)
+            if isinstance(self.problem.place.queries, int):
+                self._far = {**dict(list(self._far.items())[-7:]), kind: far}
+        return far
+
     def put(self, q: Queries, into: Tensor, rows: Tensor) -> None:
         """Write rows (n, R, W) into their place in a (B, H, L, W) tensor."""
         g = self.problem.group
         part = into[q.b0 : q.b1, q.g0 * g : q.g1 * g, q.row0 : q.row1]
         part.copy_(rows.reshape(part.shape))
 
+    def put_planes(self, q: Queries, into: Tensor, planes: list[Tensor]) -> None:
+        """Write planes (n, R) into their place in a (K, B, H, L) tensor."""
+        g = self.problem.group
+        part = into[:, q.b0 : q.b1, q.g0 * g : q.g1 * g, q.row0 : q.row1]
+        part.copy_(torch.stack(planes).view(part.shape))
+
     def four(self, q: Queries, x: Tensor) -> Tensor:
         """(n, R, S') as (n, G, L', S')."""
         return x.view(q.entries, self.problem.group, q.row1 - q.row0, x.shape[-1])
-
-    def three(self, q: Queries, x: Tensor) -> Tensor:
-        """A tensor that broadcasts to (n, G, L', S') as one that broadcasts to (n, R, S')."""
-        rows, g = q.row1 - q.row0, self.problem.group
-        if g == 1:
-            return x[:, 0]
-        return x.expand(x.shape[0], g, rows, x.shape[-1]).reshape(x.shape[0], g * rows, x.shape[-1])
 
     # ---- scores -----------------------------------------------------------------------------------------------------
 
@@ -145,7 +190,7 @@ class Blocks:
         if self.doubtful_key:
             bad = ~key.isfinite().all(-1, keepdim=True)
             key = key.masked_fill(bad, 0)
-        out = ScoreBlock(block, key, None, key)
+        out = ScoreBlock(block, key, key, self.tame, self.mild)
         if isinstance(form, Product):
             s = torch.bmm(query.rows, key.mT, out=self.work("scores", q.entries, query.rows.shape[1], columns))
             if form.key_bias is not None:
@@ -164,9 +209,8 @@ class Blocks:
             s.masked_fill_(query.bad, math.nan)
         if bad is not None:
             s.masked_fill_(bad.mT, math.nan)
-        if block.visible is not None:
-            out.hidden = self.three(q, ~block.visible).expand(-1, -1, columns)
-            s.masked_fill_(out.hidden, -math.inf)
+        if block.visible is not None and not self.tame:
+            s.masked_fill_(block.visible.hidden, 0)
         out.scores = s
         return out
 
@@ -179,7 +223,7 @@ class Blocks:
         """What scores are divided by: None for 1 and for hard retrieval, else a float or (n or 1, R or 1, 1)."""
         t = self.problem.temperature
         if isinstance(t, Tensor):
-            return self.three(q, block.tile.pick(t).to(self.dtype))
+            return rows_of(block.tile.pick(t).to(self.dtype), self.problem.group, q.row1 - q.row0)
         return None if t in (0.0, 1.0) else t
 
     def _by_autograd(self, query: QueryBlock, block: Block, key: Tensor, out: ScoreBlock, graph: bool) -> Tensor:
@@ -229,8 +273,7 @@ class Blocks:
         if temperature is not None:
             ds.div_(temperature)
         if isinstance(temperature, Tensor):
-            scores = block.scores if block.hidden is None else block.scores.masked_fill(block.hidden, 0)
-            per_row = -(ds * scores).sum(-1, keepdim=True)
+            per_row = -(ds * block.scores).sum(-1, keepdim=True)
             part = at.tile.region.cut(into.sums[3])
             part.add_(at.tile.unfold(self.four(q, per_row)).sum_to_size(part.shape))
         for bias, grad in zip(self.problem.biases, into.sums[self._own.stop :], strict=True):
@@ -239,9 +282,7 @@ class Blocks:
             return self._pull_by_autograd(query, block, ds, into, dq)
         if form.pointwise is not None:
             assert block.product is not None
-            ds.mul_(form.pointwise.slope(block.product))
-            if block.hidden is not None:
-                ds.masked_fill_(block.hidden, 0)
+            block.hide(ds.mul_(form.pointwise.slope(block.product)))
         if form.key_bias is not None:
             g = self.problem.group
             grad = into.sums[self._own.start][q.b0 : q.b1, q.g0 * g : q.g1 * g, at.col0 : at.col1]
@@ -274,9 +315,10 @@ class Blocks:
         return dq * form.scale if isinstance(form, Product) and form.scale != 1.0 else dq
 
 
-def finite(x: Tensor) -> bool:
-    """True if every entry is finite; may say False of entries so large that their sum is not."""
-    return math.isfinite(x.sum(dtype=torch.float32 if x.dtype.itemsize < 4 else None))
+def largest(x: Tensor) -> float:
+    """The largest norm of a row; not finite if some entry is not (or is beyond the square root of the largest number)."""
+    dtype = torch.float32 if x.dtype.itemsize < 4 else None
+    return float(torch.linalg.vector_norm(x, dim=-1, dtype=dtype).max())
 
 
 def refuse_strangers(score: object, s: Tensor, known: tuple[Tensor, ...]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..problem import Problem
 from .blocks import Blocks, ScoreBlock
 from .moments import Moments
-from .streaming import hand_out, revive, skeleton
+from .streaming import hand_out, revive, skeleton, unnormalized
 from .tiling import Block
 
 
@@ -36,19 +36,14 @@ class _Pair:
 
     def sides(self, block: Block) -> tuple[Block, Block]:
         """The block as each distribution sees it."""
-        return tuple(replace(block, visible=_visible(walk.problem, block)) for walk in (self.p, self.r))  # type: ignore
-
-
-def _visible(problem: Problem, block: Block) -> Tensor:
-    visible = problem.mask.visible(block.tile)
-    return visible[(None,) * (4 - visible.ndim)]
+        sides = ((walk, walk.problem.mask.visible(block.tile)) for walk in (self.p, self.r))
+        return tuple(replace(block, visible=walk.tiling.fold(seen, block.tile)) for walk, seen in sides)  # type: ignore
 
 
 def _gap(p: ScoreBlock, r: ScoreBlock) -> tuple[Tensor, Tensor]:
     """s_p - s_r where both see the key, else 0; and where p sees a key that r does not."""
-    assert p.hidden is not None and r.hidden is not None
-    both = ~(p.hidden | r.hidden)
-    return torch.where(both, p.scores - r.scores, 0), ~p.hidden & r.hidden
+    p_sees, r_sees = (x.at.visible.seen for x in (p, r))  # type: ignore[union-attr]
+    return torch.where(p_sees & r_sees, p.scores - r.scores, 0), p_sees & ~r_sees
 
 
 def _forward(first: Problem, second: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -67,13 +62,14 @@ def _forward(first: Problem, second: Problem) -> tuple[Tensor, Tensor, Tensor, T
             bp, br = pair.sides(block)
             p, r = pair.p.scores(qp, bp), pair.r.scores(qr, br)
             d, missing = _gap(p, r)
-            e, rescale = mp.add(p.scores, p.hidden, block.tile.region.j0)
-            mr.add(r.scores, r.hidden, block.tile.region.j0)
+            e, rescale = mp.add(p, block.tile.region.j0)
+            mr.add(r, block.tile.region.j0)
             mp.close(), mr.close()
             total.mul_(rescale).add_((e * d).sum(-1))
             lost.mul_(rescale).add_((e * missing).sum(-1))
         rp, rr = mp.readings(), mr.readings()
-        expected = total.unsqueeze(-1) * torch.exp(-rp["log_z"])
+        expected = (total * torch.exp(-rp["log_z"])).unsqueeze(-1)
+        rp, rr = ({k: x.unsqueeze(-1) for k, x in read.items()} for read in (rp, rr))
         (m_p, z_p), (m_r, z_r) = ((x["max_logit"].masked_fill(x["visible"] == 0, 0), x["log_z"]) for x in (rp, rr))
         both = expected - (m_p - m_r) - (z_p - z_r)
         both = torch.where(lost.unsqueeze(-1) > 0, math.inf, torch.where(rp["visible"] == 0, 0, both))
@@ -114,11 +110,10 @@ class _Divergence(torch.autograd.Function):
                     bp, br = pair.sides(block)
                     p, r = pair.p.scores(qp, bp, graph=True), pair.r.scores(qr, br, graph=True)
                     d, _ = _gap(p, r)
-                    assert p.hidden is not None and r.hidden is not None
-                    w_p = (p.scores - m_p).sub_(z_p).exp_().masked_fill_(p.hidden, 0)
-                    w_r = (r.scores - m_r).sub_(z_r).exp_().masked_fill_(r.hidden, 0)
+                    w_p = unnormalized(p, m_p, False, pair.p.work, keep=True)[1].mul_(torch.exp(-z_p))
+                    w_r = unnormalized(r, m_r, False, pair.r.work, keep=True)[1].mul_(torch.exp(-z_r))
                     dq_p = pair.p.pull(qp, p, w_p * (d - gap_rows) * g_rows, sums[0], dq_p)
-                    ds_r = ((w_r - w_p) * g_rows).masked_fill_(r.hidden, 0)
+                    ds_r = r.hide((w_r - w_p) * g_rows)
                     dq_r = pair.r.pull(qr, r, ds_r, sums[1], dq_r)
                 for walk, into, dq in ((pair.p, sums[0], dq_p), (pair.r, sums[1], dq_r)):
                     if dq is not None:

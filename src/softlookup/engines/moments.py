@@ -15,6 +15,7 @@ import math
 import torch
 from torch import Tensor
 
+from .blocks import FLOOR, ScoreBlock
 from .workspace import Workspace
 
 _CHUNK = 64
@@ -31,6 +32,7 @@ class Moments:
 
     def __init__(self, needs: frozenset[str], hard: bool, work: Workspace, entries: int, rows: int):
         self.hard, self.work = hard, work
+        self.floor = FLOOR[work.dtype]
         self.squared = "expected_logit_var" in needs
         self.tempered = self.squared or bool(needs & {"excess", "entropy"})
         self.colliding = "collision" in needs
@@ -48,33 +50,35 @@ class Moments:
         self.started = False
         self.complete = False  # every row has seen a key: no maximum is -inf
 
-    def add(self, s: Tensor, hidden: Tensor | None, position: int) -> tuple[Tensor, Tensor]:
-        """Fold in scores s (n, R, S'), -inf where hidden, of keys from `position` on.
+    def add(self, block: ScoreBlock, position: int) -> tuple[Tensor, Tensor]:
+        """Fold in the scores (n, R, S') of keys from `position` on.
 
-        Gives the weights e^t (n, R, S') and what sums over earlier weights must be multiplied by, (n, R). s is used up.
-        The caller may add to planes of `here` (the expectations), then calls `close`.
+        Gives the weights e^t (n, R, S') and what sums over earlier weights must be multiplied by, (n, R). The scores are used
+        up. The caller may write planes of `here` (the expectations), then calls `close`.
         """
-        self.complete = self.complete or hidden is None
-        top = self._top(s, position)
-        seen = s.shape[-1] if hidden is None else s.shape[-1] - hidden.sum(-1)
+        s, visible = block.scores, block.at.visible
+        self.complete = self.complete or visible is None
         if self.counted:
-            self._count(s, hidden, seen)
-        self.visible = self.visible + seen
-        m = torch.maximum(self.m, top, out=self.next)
+            self._count(block)
+        self.visible = self.visible + (s.shape[-1] if visible is None else visible.count)
+        if visible is not None:
+            s.add_(visible.low)
+        m = torch.maximum(self.m, self._top(s, position), out=self.next)
         if not self.complete:  # an empty row's maximum of -inf must not enter a difference
             m = m.masked_fill(m == -math.inf, 0)
+        e = self.work("weights", *s.shape)
         if self.hard:
-            t, e = s, self.work("weights", *s.shape).copy_(s == m.unsqueeze(-1))
+            t, e = s, e.copy_(s == m.unsqueeze(-1))
         else:
             t = s.sub_(m.unsqueeze(-1))
-            e = torch.exp(t, out=self.work("weights", *t.shape)) if self.tempered else t.exp_()
+            if visible is not None or not block.mild:
+                t.clamp_(min=self.floor)
+            block.hide(torch.exp(t, out=e))
         rescale = self._move(m)
         torch.sum(e, -1, out=self.here["z"])
         if self.colliding:
             torch.linalg.vector_norm(e, dim=-1, out=self.here["c"]).square_()
         if self.tempered:
-            if hidden is not None:
-                t.masked_fill_(hidden, 0)
             x = torch.mul(t, e, out=self.work("scratch", *e.shape)) if not self.hard else t.zero_()
             torch.sum(x, -1, out=self.here["a1"])
             if self.squared:
@@ -108,16 +112,18 @@ class Moments:
             self.argmax.view(-1).index_copy_(0, moved, best.add_(chunk, alpha=_CHUNK).add_(position))
         return top
 
-    def _count(self, s: Tensor, hidden: Tensor | None, seen: Tensor | int) -> None:
+    def _count(self, block: ScoreBlock) -> None:
         """Mean and sum of squared differences from it, in two passes over the block, then merged into the total."""
-        if hidden is None:
+        s, visible = block.scores, block.at.visible
+        off = self.work("scratch", *s.shape)
+        if visible is None:
+            seen: Tensor | int = s.shape[-1]
             mean = s.mean(-1)
-            off = torch.sub(s, mean.unsqueeze(-1), out=self.work("scratch", *s.shape))
+            torch.sub(s, mean.unsqueeze(-1), out=off)
         else:
-            assert isinstance(seen, Tensor)
-            off = self.work("scratch", *s.shape).copy_(s).masked_fill_(hidden, 0)
-            mean = off.sum(-1).div_(seen.clamp(min=1))
-            off.sub_(mean.unsqueeze(-1)).masked_fill_(hidden, 0)
+            seen = visible.count
+            mean = block.hide(off.copy_(s)).sum(-1).div_(seen.clamp(min=1))
+            block.hide(torch.sub(s, mean.unsqueeze(-1), out=off))
         squares = torch.linalg.vector_norm(off, dim=-1).square_()
         if not self.started:
             self.mean, self.squares = mean, squares
@@ -135,8 +141,7 @@ class Moments:
 
     def _move(self, m: Tensor) -> Tensor:
         """Move the totals from the old maximum to m; gives r = e^d."""
-        # An empty row's -inf is cut off at a d whose e^d is 0 all the same, so that d * 0 is 0.
-        d = (self.m - m).clamp_(min=-1e4)
+        d = (self.m - m).clamp_(min=self.floor)  # an empty row's -inf too: its sums are 0
         self.m, self.next = self.next, self.m
         r = (d == 0).to(d.dtype) if self.hard else d.exp()
         if self.tempered and self.started and not self.hard:
@@ -150,7 +155,7 @@ class Moments:
         return r
 
     def readings(self) -> dict[str, Tensor]:
-        """Optional fields of a `Summary`, and log_z, max_logit, visible; each (n, R, 1), finite for empty rows."""
+        """Optional fields of a `Summary`, and log_z, max_logit, visible; each (n, R), finite for empty rows."""
         visible = torch.as_tensor(self.visible, device=self.m.device).expand(self.m.shape)
         none = visible == 0
         z = self.sums["z"].masked_fill(none, 1)
@@ -172,4 +177,4 @@ class Moments:
         for name in _EXPECTATIONS:
             if name in self.sums:
                 out[name] = self.sums[name] / z
-        return {name: x.unsqueeze(-1) for name, x in out.items()}
+        return out

@@ -23,10 +23,10 @@ from ..errors import UnsupportedError
 from ..problem import Problem
 from ..scores import Pairwise
 from ..summary import Summary
-from .blocks import Blocks, Gradients, QueryBlock, ScoreBlock, finite, refuse_strangers
+from .blocks import FLOOR, Blocks, Gradients, ScoreBlock, largest, refuse_strangers
 from .dropout import kept
 from .moments import Moments
-from .tiling import Block, Queries
+from .tiling import Block, Queries, rows_of
 from .workspace import Workspace
 
 name = "streaming"
@@ -66,7 +66,8 @@ def forward(problem: Problem) -> dict[str, Tensor]:
     walk = Blocks(problem)
     weights = Weighting(walk)
     batch, heads, length, _ = problem.query.shape
-    out: dict[str, Tensor] = {}
+    value = torch.empty((batch, heads, length, problem.value.shape[-1]), dtype=walk.dtype, device=problem.query.device)
+    planes: dict[bool, tuple[list[str], Tensor]] = {}
     for at in walk.tiling.queries():
         query = walk.query(at)
         rows = query.rows.shape[1]
@@ -74,17 +75,21 @@ def forward(problem: Problem) -> dict[str, Tensor]:
         average = walk.work("average", at.entries, rows, problem.value.shape[-1]).zero_()
         for block in walk.tiling.blocks(at):
             scored = walk.scores(query, block)
-            e, rescale = moments.add(scored.scores, scored.hidden, block.tile.region.j0)
+            e, rescale = moments.add(scored, block.tile.region.j0)
             weights.expect(at, block, e, moments.here)
-            weights.add(average, at, block, scored, e, rescale)
+            weights.add(average, at, block, e, rescale)
             moments.close()
         read = moments.readings()
-        read["average"] = average.mul_(torch.exp(-read["log_z"]))
-        for key, x in read.items():
-            if key not in out:
-                out[key] = x.new_empty((batch, heads, length, x.shape[-1]))
-            walk.put(at, out[key], x)
-    return {key: x if key == "average" else x.squeeze(-1) for key, x in out.items()}
+        walk.put(at, value, average.mul_(torch.exp(-read["log_z"]).unsqueeze(-1)))
+        for real in (True, False):
+            some = {name: x for name, x in read.items() if x.is_floating_point() == real}
+            if real not in planes:
+                like = next(iter(some.values()))
+                planes[real] = list(some), like.new_empty((len(some), batch, heads, length))
+            walk.put_planes(at, planes[real][1], list(some.values()))
+    return {"average": value} | {
+        name: plane for names, stack in planes.values() for name, plane in zip(names, stack.unbind(), strict=True)
+    }
 
 
 class Weighting:
@@ -93,17 +98,15 @@ class Weighting:
     def __init__(self, walk: Blocks):
         self.walk = walk
         self.problem = problem = walk.problem
-        self.doubtful = not finite(problem.value)
+        self.doubtful = not math.isfinite(largest(problem.value))
 
-    def add(
-        self, average: Tensor, at: Queries, block: Block, scored: ScoreBlock, e: Tensor, rescale: Tensor
-    ) -> None:
+    def add(self, average: Tensor, at: Queries, block: Block, e: Tensor, rescale: Tensor) -> None:
         """average = rescale * average + e v. e (n, R, S') is used up."""
         if self.problem.dropout is not None:
             e = e.mul_(self.dropped(at, block))
         value, bad = self.value(at, block)
         if bad is not None:
-            poison(e, scored.hidden, bad)
+            e.masked_fill_(seen_by(block, bad), math.nan)
         average.mul_(rescale.unsqueeze(-1)).baddbmm_(e, value)
 
     def expect(self, at: Queries, block: Block, e: Tensor, here: dict[str, Tensor]) -> None:
@@ -148,15 +151,14 @@ class Weighting:
         """What dropout multiplies weights by: 0 or 1/(1 - p), (n, R, S')."""
         dropout = self.problem.dropout
         assert dropout is not None
-        keep = self.walk.three(at, kept(dropout, block.tile))
+        keep = rows_of(kept(dropout, block.tile), self.problem.group, at.row1 - at.row0)
         return keep.to(self.walk.dtype).div_(1 - dropout.p) if dropout.p < 1 else torch.zeros_like(keep, dtype=self.walk.dtype)
 
     def indicator(self, key: str, at: Queries, block: Block) -> Tensor | None:
         """f_ij whose expectation is the statistic, broadcastable to (n, R, S'); None where it is 0 all over the block."""
         tile = block.tile
         if key == "distance":
-            far = tile.i.to(self.walk.dtype) - tile.j.to(self.walk.dtype)
-            return far.abs_() if self.problem.group == 1 else far.abs_().repeat(self.problem.group, 1)
+            return self.walk.far(tile)
         first = self.problem.first_key
         if isinstance(first, int):
             if tile.region.j0 >= first + self.problem.sinks:
@@ -168,9 +170,9 @@ class Weighting:
         return inside.to(self.walk.dtype)
 
 
-def poison(weights: Tensor, hidden: Tensor | None, bad: Tensor) -> None:
-    """Set the weights of the bad keys (n, 1, S') to NaN for the rows that see them, so that exactly those become NaN."""
-    weights.masked_fill_(bad if hidden is None else bad & ~hidden, math.nan)
+def seen_by(block: Block, bad: Tensor) -> Tensor:
+    """Where a visible pair involves a bad row or column: exactly there weights become NaN. bad broadcasts to (n, R, S')."""
+    return bad if block.visible is None else bad & block.visible.seen
 
 
 # ---- backward --------------------------------------------------------------------------------------------------------
@@ -194,7 +196,7 @@ def backward(problem: Problem, read: dict[str, Tensor], grads: dict[str, Tensor]
     into = walk.zeros()
     rows = coefficients(read, grads)
     grad_average = grads.get("average")
-    doubtful = grad_average is not None and not finite(grad_average)
+    doubtful = grad_average is not None and not math.isfinite(largest(grad_average))
     for at in walk.tiling.queries():
         query = walk.query(at)
         cut = {k: walk.query_rows(at, x) for k, x in rows.c.items()}
@@ -232,8 +234,8 @@ def backward(problem: Problem, read: dict[str, Tensor], grads: dict[str, Tensor]
                 ds.add_(cut[4])
             if 5 in cut:
                 ds.addcmul_(t, cut[5])
-            if scored.hidden is not None:
-                ds.masked_fill_(scored.hidden, 0)
+            if 4 in cut or 5 in cut or not scored.tame:
+                scored.hide(ds)
             dq = walk.pull(query, scored, ds, into, dq)
         if dq is not None:
             walk.put(at, into.sums[0], walk.finish_query(dq))
@@ -243,16 +245,17 @@ def backward(problem: Problem, read: dict[str, Tensor], grads: dict[str, Tensor]
 def unnormalized(
     scored: ScoreBlock, m: Tensor, hard: bool, work: Workspace, keep: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """t = s - m, 0 where hidden, and e^t, exactly 0 where hidden (in rows of NaN too); uses up the scores unless `keep`."""
+    """t = s - m, and e^t, exactly 0 where hidden (in rows of NaN too); uses up the scores unless `keep`."""
     s = scored.scores
+    e = work("weights", *s.shape)
     if hard:
-        return s, work("weights", *s.shape).copy_(s == m)
+        return s, scored.hide(e.copy_(s == m))
     t = torch.sub(s, m, out=work("centred", *s.shape) if keep else s)
-    e = torch.exp(t, out=work("weights", *s.shape))
-    if scored.hidden is not None:
-        e.masked_fill_(scored.hidden, 0)
-        t.masked_fill_(scored.hidden, 0)
-    return t, e
+    if scored.mild:
+        torch.exp(t, out=e)
+    else:
+        torch.clamp(t, min=FLOOR[s.dtype], max=0, out=e).exp_()  # a hidden score may lie above the maximum
+    return t, scored.hide(e)
 
 
 def _upstream(
@@ -273,7 +276,7 @@ def _upstream(
         drop = weights.dropped(at, block) if weights.problem.dropout is not None else None
         w = e if drop is None else e * drop
         if bad is not None:
-            w = w.masked_fill(bad if scored.hidden is None else bad & ~scored.hidden, math.nan)
+            w = w.masked_fill(seen_by(block, bad), math.nan)
         weights.walk.key_rows(at, block, into.sums[2]).baddbmm_(w.mT, upstream)
         value, bad_value = weights.value(at, block)
         ds = torch.bmm(upstream, value.mT, out=out)

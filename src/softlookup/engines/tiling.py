@@ -7,8 +7,10 @@ what a fused kernel wins by, and a torch program too. 2^18 floats (1 MiB) measur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,6 +45,33 @@ class Queries:
         return (self.b1 - self.b0) * (self.g1 - self.g0)
 
 
+class Visible:
+    """What a block partly hides, as booleans and as the floats that are much faster to apply: (n or 1, R or 1, S')."""
+
+    def __init__(self, seen: Tensor, dtype: torch.dtype):
+        self.seen, self.dtype = seen, dtype
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """True where hidden."""
+        return ~self.seen
+
+    @cached_property
+    def one(self) -> Tensor:
+        """1 where visible, 0 where hidden."""
+        return self.seen.to(self.dtype)
+
+    @cached_property
+    def low(self) -> Tensor:
+        """0 where visible, -inf where hidden."""
+        return torch.zeros_like(self.one).masked_fill_(self.hidden, -math.inf)
+
+    @cached_property
+    def count(self) -> Tensor:
+        """(n or 1, R or 1) int64 visible keys."""
+        return self.seen.sum(-1)
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """A block of keys for a block of queries: columns col0:col1 of the key tensor. visible is None where all are."""
@@ -50,7 +79,7 @@ class Block:
     tile: Tile
     col0: int
     col1: int
-    visible: Tensor | None
+    visible: Visible | None
 
 
 class Tiling:
@@ -66,6 +95,8 @@ class Tiling:
             self.budget = CPU_SCORES if self.device.type == "cpu" else GPU_SCORES
         else:  # every score has intermediate vectors as wide as a key
             self.budget = max(256, PAIRWISE_FLOATS // max(width, problem.key.shape[-1]))
+        self.alike = problem.mask.relative() and isinstance(problem.place.queries, int)
+        self.seen: dict[tuple[int, int, int], Visible | Cover] = {}
         self.positions = problem.place.positions(self.length, self.device)
         self.rows = self._rows()
         self.entries, self.columns = self._sizes()
@@ -125,30 +156,56 @@ class Tiling:
 
     def blocks(self, q: Queries) -> Iterator[Block]:
         """The blocks of keys that these queries see anything of."""
-        mask, start = self.problem.mask, self.problem.place.key_offset
+        start = self.problem.place.key_offset
         lo, hi = self._range(q.i0, q.i1)
         if hi <= lo:
             return
         lo = start + (lo - start) // 64 * 64  # whole chunks, for the search of the best key in `moments`
         hi = min(start + self.keys, start + -(-(hi - start) // 64) * 64)
+        heads = q.g0 * self.group, q.g1 * self.group
         for j0 in range(lo, hi, self.columns):
             j1 = min(j0 + self.columns, hi)
-            heads = q.g0 * self.group, q.g1 * self.group
-            region = Region(q.b0, q.b1, *heads, q.row0, q.row1, q.i0, q.i1, j0, j1)
-            cover = mask.cover(region)
-            if cover is Cover.EMPTY:
-                continue
-            tile = Tile(region, q.i, self.group)
-            visible = None
-            if cover is Cover.PARTIAL:
-                visible = mask.visible(tile)
-                if visible.all():
-                    visible = None
-                elif not visible.any():
-                    continue
-                else:
-                    visible = visible[(None,) * (4 - visible.ndim)]
-            yield Block(tile, j0 - start, j1 - start, visible)
+            tile = Tile(Region(q.b0, q.b1, *heads, q.row0, q.row1, q.i0, q.i1, j0, j1), q.i, self.group)
+            visible = self._visible(tile)
+            if visible is not Cover.EMPTY:
+                yield Block(tile, j0 - start, j1 - start, None if isinstance(visible, Cover) else visible)
+
+    def _visible(self, tile: Tile) -> Visible | Cover:
+        """FULL, EMPTY, or what is visible; blocks that are alike share theirs."""
+        r = tile.region
+        if not self.alike:
+            return self._look(tile)
+        kind = r.row1 - r.row0, r.j1 - r.j0, r.i0 - r.j0
+        if kind not in self.seen:
+            self.seen[kind] = self._look(tile)
+        return self.seen[kind]
+
+    def _look(self, tile: Tile) -> Visible | Cover:
+        mask, r = self.problem.mask, tile.region
+        cover = mask.cover(r)
+        if cover is not Cover.PARTIAL:
+            return cover
+        visible = mask.visible(tile)
+        if visible.all():
+            return Cover.FULL
+        if not visible.any():
+            return Cover.EMPTY
+        return self.fold(visible, tile)
+
+    def fold(self, visible: Tensor, tile: Tile) -> Visible:
+        """A boolean that broadcasts to (n, G, L', S') as one that broadcasts to (n, R, S')."""
+        r = tile.region
+        visible = rows_of(visible[(None,) * (4 - visible.ndim)], self.group, r.row1 - r.row0)
+        return Visible(visible.expand(-1, -1, r.j1 - r.j0), self.problem.accumulate)
+
+
+def rows_of(x: Tensor, group: int, rows: int) -> Tensor:
+    """A tensor that broadcasts to (n, G, L', W) as one that broadcasts to (n, R, W)."""
+    if group == 1:
+        return x[:, 0]
+    if x.shape[1] == 1 and x.shape[2] == 1:
+        return x[:, 0]
+    return x.expand(x.shape[0], group, rows, x.shape[-1]).reshape(x.shape[0], group * rows, x.shape[-1])
 
 
 def visible_counts(problem: Problem) -> Tensor:
@@ -162,9 +219,6 @@ def visible_counts(problem: Problem) -> Tensor:
     for q in tiling.queries():
         part = counts[q.b0 : q.b1, q.g0 * tiling.group : q.g1 * tiling.group, q.row0 : q.row1]
         for block in tiling.blocks(q):
-            if block.visible is None:
-                part += block.col1 - block.col0
-            else:
-                shape = q.entries, tiling.group, q.row1 - q.row0, block.col1 - block.col0
-                part += block.visible.expand(shape).sum(-1).reshape(part.shape)
+            seen = block.col1 - block.col0 if block.visible is None else block.visible.count
+            part += seen if isinstance(seen, int) else seen.expand(q.entries, tiling.group * (q.row1 - q.row0)).reshape(part.shape)
     return counts
