@@ -68,7 +68,8 @@ def learned(*shape: int, dtype=torch.float64, positive: bool = False) -> Tensor:
     return t.abs() + 0.5 if positive else t
 
 
-SCORES = "dot scaled softcap ssmax bilinear cosine gaussian gaussian_dims hyperbolic additive distance network mahalanobis".split()
+SCORES = "dot scaled softcap ssmax bilinear cosine gaussian gaussian_dims hyperbolic additive".split()
+SCORES += "distance network mahalanobis".split()
 MASKS = "none causal window documents padding lengths prefix dilated not or function boolean rows float empty heads".split()
 BIASES = "none dense broadcast alibi table table_causal".split()
 NORMALIZERS = "plain warm warm_tensor warm_rows sink sink_learned".split()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -55,8 +57,9 @@ def like_torch(
     """Raise what torch raises for these arguments, by asking torch itself about tensors without data."""
     tensors = [t for t in (query, key, value, attn_mask) if isinstance(t, Tensor)]
     if len({t.device for t in tensors}) > 1 or len(tensors) < 3:
-        meta = [query, key, value, attn_mask]
+        meta: list[Any] = [query, key, value, attn_mask]
     else:
         meta = [t if t is None else torch.empty_like(t, device="meta") for t in (query, key, value, attn_mask)]
-    F.scaled_dot_product_attention(*meta, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    q, k, v, mask = meta
+    F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -161,7 +161,7 @@ def _shifted(summary: Summary, shift: Tensor) -> Summary:
     some = summary.visible > 0
     constant = torch.where(some, shift, 0)
     zero = constant - constant.detach()  # 0 in value: carries the gradient where the maximum, a constant to autograd, cannot
-    changed: dict[str, Tensor | None] = {
+    changed: dict[str, Any] = {
         "max_logit": summary.max_logit + constant.detach(),
         "log_z": summary.log_z + zero,
         "excess": None if summary.excess is None else summary.excess + zero,
@@ -183,7 +183,7 @@ def attend(
     scale: float | Tensor | None = ...,
     dropout_p: float = ...,
     seed: int | None = ...,
-    stats: Literal[False] | None = ...,
+    stats: None = ...,
     query_offset: int | Tensor | None = ...,
     sinks: int = ...,
 ) -> Tensor: ...
@@ -480,8 +480,9 @@ def weights_of(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> T
     normalizer = arguments.get("normalizer", Softmax())
     if normalizer.sink is None:
         return p
-    summary = _summarize(problem, shift, shapes, normalizer, p.dtype)
-    return p * (1 - summary.stats("sink_weight")).unsqueeze(-1)  # type: ignore[operator]
+    weight = _summarize(problem, shift, shapes, normalizer, p.dtype).stats("sink_weight")
+    assert isinstance(weight, Tensor)
+    return p * (1 - weight).unsqueeze(-1)
 
 
 def _with_defaults(

@@ -188,7 +188,8 @@ def canonical_mask(mask: Mask | Tensor | Callable | None, shapes: Shapes) -> tup
     elif callable(mask):
         return MaskFunction(mask), None
     raise SoftlookupError(
-        f"mask: expected a Mask, a boolean tensor (True = visible), a float tensor (added) or a function (b, h, i, j), got {describe(mask)}"
+        "mask: expected a Mask, a boolean tensor (True = visible), a float tensor (added) or a function (b, h, i, j), "
+        f"got {describe(mask)}"
     )
 
 

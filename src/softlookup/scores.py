@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from .errors import SoftlookupError
 
-
 # ---- forms: what engines see -----------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -178,6 +179,7 @@ class Summary:
                 count = self.visible.clamp(min=2).to(self.log_z.dtype)
                 return torch.where(self.visible > 1, self.entropy / count.log(), 0)
             case "effective_keys":
+                assert self.collision is not None
                 return torch.where(some, 1 / torch.where(some, self.collision, 1), 0)
             case "jacobian_trace":
                 assert self.collision is not None
@@ -199,40 +201,39 @@ def merge_two(a: Summary, b: Summary) -> Summary:
     log_a, log_b = a.log_z + drop_a - log_z, b.log_z + drop_b - log_z
     w_a, w_b = torch.where(some_a, log_a.exp(), 0), torch.where(some_b, log_b.exp(), 0)
 
-    def kept(*names: str) -> bool:
-        return all(getattr(side, name) is not None for side in (a, b) for name in names)
+    def pair(name: str) -> tuple[Tensor, Tensor] | None:
+        x, y = getattr(a, name), getattr(b, name)
+        return None if x is None or y is None else (x, y)
 
-    def mixed(x: Tensor, y: Tensor) -> Tensor:
-        return w_a * x + w_b * y
-
-    merged: dict[str, Tensor | None] = dict.fromkeys(_OPTIONAL)
+    merged: dict[str, Any] = dict.fromkeys(_OPTIONAL)
     for name in ("sink_mass", "distance"):
-        if kept(name):
-            merged[name] = mixed(getattr(a, name), getattr(b, name))
-    if kept("excess"):
-        e_a, e_b = (x.excess + d.clamp(min=torch.finfo(d.dtype).min / 4) for x, d in ((a, drop_a), (b, drop_b)))
-        merged["excess"] = mixed(e_a, e_b)
-        if kept("expected_logit_var"):
+        if (sides := pair(name)) is not None:
+            merged[name] = w_a * sides[0] + w_b * sides[1]
+    if (sides := pair("excess")) is not None:
+        low = torch.finfo(log_z.dtype).min / 4
+        e_a, e_b = (x + drop.clamp(min=low) for x, drop in zip(sides, (drop_a, drop_b), strict=True))
+        merged["excess"] = w_a * e_a + w_b * e_b
+        if (variances := pair("expected_logit_var")) is not None:
             spread = torch.where(some_a & some_b & (w_a * w_b > 0), e_a - e_b, 0).square()
-            merged["expected_logit_var"] = mixed(a.expected_logit_var, b.expected_logit_var) + w_a * w_b * spread
-    if kept("entropy"):
-        surprise = (w * torch.where(w > 0, log, 0) for w, log in ((w_a, log_a), (w_b, log_b)))
-        merged["entropy"] = mixed(a.entropy, b.entropy) - sum(surprise)
-    if kept("collision"):
-        merged["collision"] = w_a.square() * a.collision + w_b.square() * b.collision
-    if kept("logit_mean"):
+            merged["expected_logit_var"] = w_a * variances[0] + w_b * variances[1] + w_a * w_b * spread
+    if (sides := pair("entropy")) is not None:
+        inside = w_a * sides[0] + w_b * sides[1]
+        merged["entropy"] = inside - w_a * torch.where(w_a > 0, log_a, 0) - w_b * torch.where(w_b > 0, log_b, 0)
+    if (sides := pair("collision")) is not None:
+        merged["collision"] = w_a.square() * sides[0] + w_b.square() * sides[1]
+    if (sides := pair("logit_mean")) is not None:
         count_a, count_b = a.visible.to(log_z.dtype), b.visible.to(log_z.dtype)
         share = count_b / (count_a + count_b).clamp(min=1)
-        delta = torch.where(some_a & some_b, b.logit_mean - a.logit_mean, 0)
-        merged["logit_mean"] = torch.where(some_a, a.logit_mean + delta * share, b.logit_mean)
-        if kept("logit_var"):
-            within = a.logit_var * (1 - share) + b.logit_var * share
+        delta = torch.where(some_a & some_b, sides[1] - sides[0], 0)
+        merged["logit_mean"] = torch.where(some_a, sides[0] + delta * share, sides[1])
+        if (variances := pair("logit_var")) is not None:
+            within = variances[0] * (1 - share) + variances[1] * share
             merged["logit_var"] = within + delta.square() * share * (1 - share)
-    if kept("argmax"):
+    if (sides := pair("argmax")) is not None:
         # The lowest position on ties; an empty side has none (-1).
-        first = some_a & ((a.argmax < b.argmax) | ~some_b)
+        first = some_a & ((sides[0] < sides[1]) | ~some_b)
         take_a = (a.max_logit > b.max_logit) | ((a.max_logit == b.max_logit) & first) | a.max_logit.isnan()
-        merged["argmax"] = torch.where(take_a, a.argmax, b.argmax)
+        merged["argmax"] = torch.where(take_a, *sides)
     average = w_a.unsqueeze(-1) * a.average + w_b.unsqueeze(-1) * b.average
     return replace(a, average=average, max_logit=m, log_z=log_z, visible=a.visible + b.visible, **merged)
 
@@ -259,7 +260,7 @@ def merge_all(parts: Sequence[Summary]) -> Summary:
 
 def map_tensors(summary: Summary, function: Callable[[Tensor, int], Tensor]) -> Summary:
     """The summary with `function(tensor, trailing)` applied to each row tensor; trailing is 1 for `average`, else 0."""
-    changed = {}
+    changed: dict[str, Any] = {}
     for field in fields(summary):
         value = getattr(summary, field.name)
         if isinstance(value, Tensor) and field.name != "sink":

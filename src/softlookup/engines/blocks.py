@@ -23,7 +23,6 @@ from ..tile import Tile
 from .tiling import Block, Queries, Tiling, rows_of
 from .workspace import Workspace
 
-
 FLOOR = {torch.float32: -43.0, torch.float64: -350.0}
 """Where t = s - m is cut off. e^t is then too small to change any sum, but its square is not yet a denormal number, on which
 processors (and the exponential itself) are a hundred times slower."""
@@ -107,7 +106,7 @@ class Blocks:
             return math.inf
         if isinstance(temperature, Tensor) or math.isnan(product):
             return math.inf
-        bound = abs(form.scale) * product
+        bound = abs(float(form.scale)) * product
         if form.pointwise is not None:
             bound = max(bound, form.pointwise.bound(bound))
         return bound / (temperature or 1.0)

@@ -64,7 +64,8 @@ def _forward(first: Problem, second: Problem) -> tuple[Tensor, Tensor, Tensor, T
             d, missing = _gap(p, r)
             e, rescale = mp.add(p, block.tile.region.j0)
             mr.add(r, block.tile.region.j0)
-            mp.close(), mr.close()
+            mp.close()
+            mr.close()
             total.mul_(rescale).add_((e * d).sum(-1))
             lost.mul_(rescale).add_((e * missing).sum(-1))
         rp, rr = mp.readings(), mr.readings()
@@ -77,7 +78,7 @@ def _forward(first: Problem, second: Problem) -> tuple[Tensor, Tensor, Tensor, T
         pair.p.put(at, gap, expected)
         for into, (m, z) in zip(pieces, ((m_p, z_p), (m_r, z_r)), strict=True):
             pair.p.put(at, into, torch.cat([m, z], -1))
-    return kl, gap, *pieces
+    return kl, gap, pieces[0], pieces[1]
 
 
 class _Divergence(torch.autograd.Function):

@@ -4,7 +4,10 @@ Everything is kept relative to the running maximum m, so that nothing overflows 
 
     Z = sum e^t    O = sum e^t v    A1 = sum e^t t    A2 = sum e^t t^2    C = sum e^2t        with t = s - m.
 
-When m moves by d = m_old - m_new <= 0 and r = e^d:  Z' = rZ, O' = rO, A1' = r(A1 + dZ), A2' = r(A2 + 2d A1 + d^2 Z), C' = r^2 C.
+When m moves by d = m_old - m_new <= 0 and r = e^d:
+
+    Z' = rZ    O' = rO    A1' = r(A1 + dZ)    A2' = r(A2 + 2d A1 + d^2 Z)    C' = r^2 C
+
 Mean and variance over visible keys, each counted once, merge as in Chan, Golub & LeVeque (1983).
 """
 

@@ -1,4 +1,4 @@
-"""What each key received, R_j = sum_i p_ij (the "heavy hitters" of KV-cache eviction), in a second pass with the log-normalizer.
+"""What each key received, R_j = sum_i p_ij ("heavy hitters" of a KV cache), in a second pass with the log-normalizer.
 
 Its gradient needs no formula of its own: sum_j g_j R_j = sum_i E_p[g], the value of a lookup whose value vectors are g.
 With several query heads per key-value head, each has a column of the value and looks at its own.

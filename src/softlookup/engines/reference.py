@@ -92,7 +92,8 @@ def run(problem: Problem) -> Summary:
     bad = ~value.isfinite().all(-1)[..., None, :] & visible
     weights = p
     if problem.dropout is not None:
-        weights = p * _unfold(kept(problem.dropout, tile), tile, p.shape) / max(1 - problem.dropout.p, torch.finfo(p.dtype).tiny)
+        keep = _unfold(kept(problem.dropout, tile), tile, p.shape)
+        weights = p * keep / max(1 - problem.dropout.p, torch.finfo(p.dtype).tiny)
     weights = torch.where(bad, math.nan, weights)
     average = weights @ torch.where(value.isfinite().all(-1, keepdim=True), value, 0)
     # log p where p > 0 by way of the log-normalizer, so that it has a gradient where p is tiny

