@@ -32,7 +32,7 @@ demo: $(READY)  ## inspect SmolLM2 on a chapter of Python's own documentation; w
 	@echo "open smollm2-report.html in a browser (it works offline)"
 
 test: $(READY)  ## all tests
-	$(BIN)/python -m pytest -q
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q
 
 lint: $(READY)  ## ruff, mypy, and the contract that a module imports only from floors below its own
 	$(BIN)/ruff check src tests benchmarks

@@ -1,10 +1,40 @@
-"""Shared settings: two threads, a fixed seed per test."""
+"""Shared settings: two threads, a fixed seed per test; and fixtures that cut problems into small blocks."""
 
 import pytest
 import torch
+
+import softlookup as sl
+from softlookup.engines import tiling
 
 
 @pytest.fixture(autouse=True)
 def _settled():
     torch.manual_seed(0)
     torch.set_num_threads(2)
+
+
+def cut_blocks(monkeypatch, scores: int) -> None:
+    """Let the streaming engine hold no more than about `scores` scores at a time."""
+    monkeypatch.setattr(tiling, "CPU_SCORES", scores)
+    monkeypatch.setattr(tiling, "PAIRWISE_FLOATS", scores * 5)
+    if scores < 1000:
+        original = tiling.Tiling._sizes
+        monkeypatch.setattr(tiling.Tiling, "_rows", lambda self: 2)
+        monkeypatch.setattr(
+            tiling.Tiling, "_sizes", lambda self: tuple(min(a, b) for a, b in zip(original(self), (3, 5), strict=True))
+        )
+
+
+@pytest.fixture(params=[2**18, 40, 7])
+def budget(request, monkeypatch):
+    """Block sizes from everything at once down to a few scores at a time."""
+    cut_blocks(monkeypatch, request.param)
+
+
+@pytest.fixture(params=["streaming", "streaming in small blocks", "streaming in tiny blocks", "reference"])
+def any_engine(request, monkeypatch):
+    """Every engine, and the streaming one in blocks of several sizes."""
+    if request.param.endswith("blocks"):
+        cut_blocks(monkeypatch, 40 if "small" in request.param else 7)
+    with sl.engine(request.param.split()[0]):
+        yield request.param

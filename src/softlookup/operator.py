@@ -364,7 +364,17 @@ def merge(*parts: Summary) -> Summary:
             raise SoftlookupError(f"merge: expected parts of the same queries and value width, {want}, got {got}")
         if part.hard != parts[0].hard:
             raise SoftlookupError("merge: expected one temperature, got parts of hard (0) and soft retrieval")
+        if (part.log_z.dtype, part.dtype) != (parts[0].log_z.dtype, parts[0].dtype):
+            raise SoftlookupError(f"merge: expected parts of one dtype, {parts[0].dtype}, got {part.dtype}")
+        if part.average.device != parts[0].average.device:
+            raise SoftlookupError(f"merge: expected parts on {parts[0].average.device}, got one on {part.average.device}")
+        if not _same_sink(part.sink, parts[0].sink):
+            raise SoftlookupError("merge: expected one sink, the same in every part, got different ones")
     return merge_all(parts)
+
+
+def _same_sink(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
 def _column_sums(problem: Problem) -> Tensor:

@@ -57,6 +57,9 @@ _NEEDS = {
     "distance": "distance",
 }
 
+# A variance merges by the spread between the parts' means, so it keeps the mean too.
+_MERGES_BY = {"expected_logit_var": "excess", "logit_var": "logit_mean"}
+
 
 def chosen(stats: bool | str | Iterable[str] | None) -> tuple[str, ...]:
     """The names that a `stats=` argument asks for, in the order of the table in the docs; unknown ones raise."""
@@ -73,7 +76,8 @@ def chosen(stats: bool | str | Iterable[str] | None) -> tuple[str, ...]:
 
 def needed(names: Iterable[str]) -> frozenset[str]:
     """The Summary fields that an engine must compute for these statistics."""
-    return frozenset(_NEEDS[name] for name in names if name in _NEEDS)
+    own = {_NEEDS[name] for name in names if name in _NEEDS}
+    return frozenset(own | {_MERGES_BY[field] for field in own if field in _MERGES_BY})
 
 
 class Stats:

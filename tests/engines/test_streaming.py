@@ -12,19 +12,6 @@ from tests.cases import ALL_CASES, Case, case_of, mask_of, tensors
 DIFFERENTIABLE = [n for n in sl.CHEAP if n not in ("max_logit", "max_weight", "argmax", "visible", "sink_weight")]
 
 
-@pytest.fixture(params=[2**18, 40, 7])
-def budget(request, monkeypatch):
-    """Block sizes from everything at once down to a few scores at a time."""
-    monkeypatch.setattr(tiling, "CPU_SCORES", request.param)
-    monkeypatch.setattr(tiling, "PAIRWISE_FLOATS", request.param * 5)
-    if request.param < 1000:
-        original = tiling.Tiling._sizes
-        monkeypatch.setattr(tiling.Tiling, "_rows", lambda self: 2)
-        monkeypatch.setattr(
-            tiling.Tiling, "_sizes", lambda self: tuple(min(a, b) for a, b in zip(original(self), (3, 5), strict=True))
-        )
-
-
 def both(case: Case, **more):
     value, stats = sl.attend(case.query, case.key, case.value, **case.arguments, **more)
     with sl.engine("reference"):

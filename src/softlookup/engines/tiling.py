@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..masks import Cover
+from ..masks import Cover, Everything
 from ..problem import Problem
 from ..scores import Product
 from ..tile import Region, Tile
@@ -23,6 +23,7 @@ from ..tile import Region, Tile
 CPU_SCORES = 2**19
 GPU_SCORES = 2**24
 PAIRWISE_FLOATS = 2**19
+SHORT = 384
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,15 +117,19 @@ class Tiling:
         return int(max(start, lo)), int(min(start + self.keys, hi))
 
     def _rows(self) -> int:
-        """Query rows per block: the choice that computes the fewest scores, a product of few rows being less efficient."""
+        """Query rows per block: the choice that computes the fewest scores, a product of few rows being less efficient.
+
+        A power of two, so that blocks meet a diagonal in few ways.
+        """
         most = max(1, self.budget // 256 // self.group)
-        best, least = 1, float("inf")
-        for rows in {min(self.length, max(1, r // self.group), most) for r in (256, 128, 64)}:
+        best, least = 1, math.inf
+        for wanted in (512, 256, 128, 64):
+            rows = min(self.length, 2 ** int(math.log2(max(1, min(wanted // self.group, most)))))
             starts = range(0, self.length, max(rows, self.length // 8 // rows * rows))
             spans = [self._range(*self._bounds(r, min(r + rows, self.length))) for r in starts]
             mean = sum(max(0, hi - lo) for lo, hi in spans) / len(spans)
             cost = mean * (1 + 64 / (rows * self.group))
-            if cost < least or (cost == least and rows > best):
+            if rows * self.group <= 400 and cost < least:
                 best, least = rows, cost
         return best
 
@@ -133,10 +138,18 @@ class Tiling:
         rows = self.rows * self.group
         middle = self.length // 2 // self.rows * self.rows
         lo, hi = self._range(*self._bounds(middle, min(middle + self.rows, self.length)))
-        columns = min(self.keys, 512, max(64, -(-(hi - lo) // 64) * 64))
-        entries = max(1, min(self.batch * self.kv_heads, self.budget // (rows * columns)))
-        columns = max(1, min(self.keys, self.budget // (rows * entries)))
-        return entries, columns
+        wide = max(64, -(-(hi - lo) // 64) * 64)
+        if wide > 512:
+            # Where a mask cuts through blocks, short ones waste less on what it hides.
+            wide = min(wide, max(512 if isinstance(self.problem.mask, Everything) else SHORT, 2**15 // rows))
+        wide = min(self.keys, wide)
+        entries = max(1, min(self._pairs, self.budget // (rows * wide)))
+        fits = self.budget // (rows * entries)
+        return entries, max(1, min(wide, fits if fits < 64 else fits // 64 * 64))
+
+    @property
+    def _pairs(self) -> int:
+        return self.batch * self.kv_heads
 
     def queries(self) -> Iterator[Queries]:
         """Blocks of queries: whole batch entries together, or some heads of one."""
