@@ -31,10 +31,16 @@ def budget(request, monkeypatch):
     cut_blocks(monkeypatch, request.param)
 
 
-@pytest.fixture(params=["streaming", "streaming in small blocks", "streaming in tiny blocks", "reference"])
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """The streaming engine in blocks of a few scores."""
+    cut_blocks(monkeypatch, 40)
+
+
+@pytest.fixture(params=["streaming", "streaming in small blocks", "reference"])
 def any_engine(request, monkeypatch):
-    """Every engine, and the streaming one in blocks of several sizes."""
+    """Every engine, and the streaming one also in small blocks."""
     if request.param.endswith("blocks"):
-        cut_blocks(monkeypatch, 40 if "small" in request.param else 7)
+        cut_blocks(monkeypatch, 40)
     with sl.engine(request.param.split()[0]):
         yield request.param

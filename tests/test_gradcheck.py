@@ -36,7 +36,7 @@ def everything(case: Case, names=(*DIFFERENTIABLE, "received")):
 
 
 @pytest.mark.parametrize(("kind", "name"), ALL_CASES)
-def test_value_and_all_statistics(kind, name, any_engine):
+def test_value_and_all_statistics(kind, name, small_blocks):
     case = case_of(kind, name)
     check(everything(case), case.leaves())
 
@@ -161,7 +161,7 @@ def test_received(kind, name):
 
 
 @pytest.mark.parametrize(("kind", "name"), [c for c in ALL_CASES if c[1] not in ("sink", "sink_learned")])
-def test_divergence_of_both_sides(kind, name, any_engine):
+def test_divergence_of_both_sides(kind, name, small_blocks):
     case = case_of(kind, name)
     case.leaves()
     q, k = torch.randn_like(case.query), torch.randn_like(case.key)

@@ -289,14 +289,15 @@ def build(
 
 
 def scrub(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Non-finite rows replaced by 0, and where they were (None if nowhere).
+    """Non-finite rows replaced by 0, and where they were (None if nowhere); a row whose squares overflow is one too.
 
     Lowering and its gradient must not mix a bad row into others (0 * NaN is NaN); the rows are marked again afterwards.
     """
-    if math.isfinite(x.detach().sum(dtype=torch.float32 if x.dtype.itemsize < 4 else None)):
+    norm = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True, dtype=torch.float32 if x.dtype.itemsize < 4 else None)
+    if math.isfinite(norm.max()):
         return x, None
-    bad = ~x.detach().isfinite().all(-1, keepdim=True)
-    return (x.masked_fill(bad, 0), bad) if bool(bad.any()) else (x, None)
+    bad = ~norm.isfinite()
+    return x.masked_fill(bad, 0), bad
 
 
 def soil(form: Form, bad_query: Tensor | None, bad_key: Tensor | None) -> Form:

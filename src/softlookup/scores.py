@@ -234,11 +234,10 @@ class Gaussian(Score):
                 f"Gaussian: expected a bandwidth of shape (), ({heads},) or ({heads}, {width}), got {tuple(h.shape)}"
             )
         precision = (1 / h.square()).reshape(-1, 1 if h.ndim < 2 else width).expand(heads, width)[:, None, :]
-        # Distances do not change when both sides move; products of far-away vectors lose digits. So move to the middle.
-        # A median of a sample of keys is a middle that hidden garbage cannot drag along, as it would a mean.
-        sample = key.detach()[..., :: max(1, key.shape[-2] // 256), :]
-        centre = sample.nanmedian(-2, keepdim=True).values
-        centre = torch.where(centre.isfinite(), centre, 0)
+        # Distances do not change when both sides move; products of far-away vectors lose digits. So move to the middle of
+        # the queries: keys may be hidden, and what they hold must not matter. A median is not dragged along by a few.
+        sample = query.detach()[..., :: max(1, query.shape[-2] // 256), :]
+        centre = sample.reshape(*key.shape[:2], -1, width).nanmedian(-2, keepdim=True).values
         groups = heads // key.shape[1]
         query = query - centre.repeat_interleave(groups, 1)
         key = key - centre

@@ -137,5 +137,6 @@ def divergence(first: Problem, second: Problem) -> Tensor:
     r, s_r, seen_r = distribution(second, whole(second))
     log_p = s_p - torch.where(seen_p, s_p, -1e300 if p.dtype == torch.float64 else -1e30).logsumexp(-1, keepdim=True)
     log_r = s_r - torch.where(seen_r, s_r, -1e300 if p.dtype == torch.float64 else -1e30).logsumexp(-1, keepdim=True)
-    terms = torch.where((p > 0) & seen_r, p * (log_p - log_r), 0)
-    return torch.where(((p > 0) & ~seen_r).any(-1), math.inf, terms.sum(-1))
+    some = (p > 0) | p.isnan()
+    terms = torch.where(some & seen_r, p * (log_p - log_r), 0)
+    return torch.where((some & ~seen_r).any(-1), math.inf, terms.sum(-1))

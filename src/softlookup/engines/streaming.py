@@ -204,8 +204,10 @@ def backward(problem: Problem, read: dict[str, Tensor], grads: dict[str, Tensor]
         m, log_z, c0 = (walk.query_rows(at, x) for x in (rows.m, rows.log_z, rows.c0))
         expected = {k: walk.query_rows(at, g) for k, g in rows.grads.items()}
         # Everything that p = e^t / Z multiplies is divided by Z here, once per row, so that blocks only need e^t.
-        share = torch.exp(-log_z)
+        # A row of NaN keeps its NaN in e^t, where the mask can hide it, and must not bring more: NaN * 0 is NaN.
+        share = torch.exp(-log_z).nan_to_num(nan=0.0)
         c0 = c0 * share
+        spoiled = not bool(c0.isfinite().all())
         cut = {k: x if k > 3 else x * share * (share if k == 3 else 1) for k, x in cut.items()}
         expected = {k: x * share for k, x in expected.items()}
         upstream = bad = None
@@ -218,6 +220,7 @@ def backward(problem: Problem, read: dict[str, Tensor], grads: dict[str, Tensor]
         dq: Tensor | None = None
         for block in walk.tiling.blocks(at):
             scored = walk.scores(query, block, graph=not problem.hard)
+            scored.tame = scored.tame and not spoiled
             t, e = unnormalized(scored, m, problem.hard, walk.work, keep=isinstance(problem.temperature, Tensor))
             ds = _upstream(weights, at, block, scored, e, upstream, bad, expected, into)
             if problem.hard:
@@ -284,7 +287,7 @@ def _upstream(
         if drop is not None:
             ds.mul_(drop)
         if bad_value is not None:
-            ds.masked_fill_(bad_value, math.nan)
+            ds.masked_fill_(seen_by(block, bad_value), math.nan)
     for key, g in expected.items():
         f = weights.indicator(key, at, block)
         if f is not None:
