@@ -1,0 +1,252 @@
+"""Laws of masks: `visible` is its definition, `cover` and `span` never lie, and no structured mask builds an n x n tensor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import softlookup as sl
+from softlookup.masks import Cover, Dense, Everything, Mask, NotHidden
+from softlookup.tile import Region, Tile
+
+BATCH, HEADS, GROUP = 2, 4, 2
+See = Callable[[int, int, int, int, int], bool]
+"""(b, h, row, i, j) -> is key j visible?"""
+
+
+@st.composite
+def places(draw) -> tuple[int, int, int]:
+    """(L queries, S keys, position of the first query), queries among the keys or not."""
+    length, keys = draw(st.integers(1, 9)), draw(st.integers(1, 12))
+    return length, keys, draw(st.integers(-3, keys + 2))
+
+
+def leaf(draw, length: int, keys: int, offset: int) -> tuple[Mask, See]:
+    """A mask, and its definition for one query and one key."""
+    kinds = ["everything", "causal", "window", "dilated", "prefix", "lengths", "padding", "function", "dense", "float"]
+    inside = 0 <= offset and offset + length <= keys
+    kinds += ["documents with query ids"] + ["documents"] * inside
+    kind = draw(st.sampled_from(kinds))
+    size = draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+
+    def random(*shape: int, below: int = 2) -> torch.Tensor:
+        return torch.randint(below, shape, generator=generator)
+
+    match kind:
+        case "everything":
+            return Everything(), lambda b, h, r, i, j: True
+        case "causal":
+            return sl.Causal(), lambda b, h, r, i, j: j <= i
+        case "window":
+            return sl.Window(size), lambda b, h, r, i, j: abs(i - j) < size
+        case "dilated":
+            return sl.Dilated(size), lambda b, h, r, i, j: (i - j) % size == 0
+        case "prefix":
+            return sl.Prefix(size), lambda b, h, r, i, j: j < size
+        case "lengths":
+            lengths = random(BATCH, below=keys + 2)
+            return sl.Lengths(lengths), lambda b, h, r, i, j: j < int(lengths[b])
+        case "padding":
+            keep = random(draw(st.sampled_from([1, BATCH])), keys).bool()
+            return sl.Padding(keep), lambda b, h, r, i, j: bool(keep[b % len(keep), j])
+        case "function":
+            return sl.MaskFunction(lambda b, h, i, j: (i + 2 * j + h + b) % 3 != 0), (
+                lambda b, h, r, i, j: (i + 2 * j + h + b) % 3 != 0
+            )
+        case "dense" | "float":
+            shape = [draw(st.sampled_from([1, n])) for n in (BATCH, HEADS, length, keys)]
+            seen = random(*shape).bool()
+            mask: Mask = Dense(seen)
+            if kind == "float":
+                mask = NotHidden(torch.zeros(shape).masked_fill(~seen, torch.finfo(torch.float32).min))
+            whole = seen.expand(BATCH, HEADS, length, keys)
+            return mask, lambda b, h, r, i, j: bool(whole[b, h, r, j])
+        case "documents":
+            ids = random(BATCH, keys, below=3).sort(-1).values
+            return sl.Documents(ids), lambda b, h, r, i, j: bool(ids[b, i] == ids[b, j])
+        case _:
+            ids, own = random(BATCH, keys, below=3), random(1, length, below=3)
+            return sl.Documents(ids, own), lambda b, h, r, i, j: bool(own[0, r] == ids[b, j])
+
+
+@st.composite
+def expressions(draw, length: int, keys: int, offset: int, depth: int = 3) -> tuple[Mask, See]:
+    kind = draw(st.sampled_from(["leaf", "and", "or", "not"])) if depth else "leaf"
+    if kind == "leaf":
+        return leaf(draw, length, keys, offset)
+    a, sees_a = draw(expressions(length, keys, offset, depth - 1))
+    if kind == "not":
+        return ~a, lambda *at: not sees_a(*at)
+    b, sees_b = draw(expressions(length, keys, offset, depth - 1))
+    if kind == "and":
+        return a & b, lambda *at: sees_a(*at) and sees_b(*at)
+    return a | b, lambda *at: sees_a(*at) or sees_b(*at)
+
+
+@st.composite
+def situations(draw):
+    length, keys, offset = draw(places())
+    mask, sees = draw(expressions(length, keys, offset))
+    return length, keys, offset, mask, sees
+
+
+def span_of(data, n: int, step: int = 1) -> tuple[int, int]:
+    lo = data.draw(st.integers(0, n // step - 1)) * step
+    return lo, data.draw(st.integers(lo // step + 1, n // step)) * step
+
+
+@settings(max_examples=250, deadline=None)
+@given(situations(), st.data())
+def test_visible_cover_and_span_agree_with_the_definition(situation, data):
+    length, keys, offset, mask, sees = situation
+    mask.check(BATCH, HEADS, length, keys)
+    (b0, b1), (h0, h1) = span_of(data, BATCH), span_of(data, HEADS, GROUP)
+    (row0, row1), (j0, j1) = span_of(data, length), span_of(data, keys)
+    positions = torch.arange(offset, offset + length)
+    region = Region(b0, b1, h0, h1, row0, row1, offset + row0, offset + row1, j0, j1)
+    tile = Tile(region, positions[row0:row1], GROUP)
+    shape = ((b1 - b0) * (h1 - h0) // GROUP, GROUP, row1 - row0, j1 - j0)
+    got = tile.unfold(mask.visible(tile).expand(shape))
+    want = torch.tensor(
+        [
+            [
+                [[sees(b, h, r, offset + r, j) for j in range(j0, j1)] for r in range(row0, row1)]
+                for h in range(h0, h1)
+            ]
+            for b in range(b0, b1)
+        ]
+    )  # fmt: skip
+    assert torch.equal(got, want)
+    cover = mask.cover(region)
+    if cover is not Cover.PARTIAL:
+        assert want.all() if cover is Cover.FULL else not want.any()
+    lo, hi = mask.span(offset + row0, offset + row1)
+    outside = [j for j in range(j0, j1) if not lo <= j < hi]
+    assert not any(want[..., j - j0].any() for j in outside)
+
+
+@settings(max_examples=60, deadline=None)
+@given(situations())
+def test_relative_masks_depend_on_the_offset_alone(situation):
+    length, keys, offset, mask, sees = situation
+    if not mask.relative():
+        return
+    seen: dict[int, bool] = {}
+    for r in range(length):
+        for j in range(keys):
+            assert seen.setdefault(offset + r - j, sees(0, 0, r, offset + r, j)) == sees(1, 3, r, offset + r, j)
+
+
+@settings(max_examples=100, deadline=None)
+@given(situations())
+def test_attention_under_any_mask_is_that_under_its_matrix(situation):
+    length, keys, offset, mask, sees = situation
+    torch.manual_seed(0)
+    q, k, v = torch.randn(BATCH, HEADS, length, 3), torch.randn(BATCH, 2, keys, 3), torch.randn(BATCH, 2, keys, 2)
+    q, k, v = q.double(), k.double(), v.double()
+    matrix = torch.tensor(
+        [
+            [[[sees(b, h, r, offset + r, j) for j in range(keys)] for r in range(length)] for h in range(HEADS)]
+            for b in range(BATCH)
+        ]
+    )
+    names = [n for n in sl.CHEAP if n not in ("distance", "sink_mass")]
+    value, stats = sl.attend(q, k, v, mask=mask, query_offset=offset, stats=names)
+    want, want_stats = sl.attend(q, k, v, mask=matrix, query_offset=offset, stats=names)
+    torch.testing.assert_close(value, want)
+    for each in names:
+        torch.testing.assert_close(stats[each], want_stats[each])
+    assert torch.equal(stats.visible, matrix.sum(-1))
+
+
+def test_covers_of_simple_masks_are_exact():
+    """The engine's speed rests on these: blocks below, on and above the diagonal, inside and outside of a window."""
+
+    def region(i0: int, i1: int, j0: int, j1: int) -> Region:
+        return Region(0, 2, 0, 4, i0, i1, i0, i1, j0, j1)
+
+    assert sl.Causal().cover(region(8, 16, 0, 9)) is Cover.FULL
+    assert sl.Causal().cover(region(8, 16, 0, 10)) is Cover.PARTIAL
+    assert sl.Causal().cover(region(8, 16, 16, 20)) is Cover.EMPTY
+    assert sl.Window(4).cover(region(8, 10, 6, 12)) is Cover.FULL
+    assert sl.Window(4).cover(region(8, 10, 5, 6)) is Cover.PARTIAL
+    assert sl.Window(4).cover(region(8, 10, 0, 5)) is Cover.EMPTY
+    assert sl.Lengths(torch.tensor([3, 5])).cover(region(0, 9, 0, 3)) is Cover.FULL
+    assert sl.Lengths(torch.tensor([3, 5])).cover(region(0, 9, 5, 9)) is Cover.EMPTY
+    documents = sl.Documents(torch.tensor([0, 0, 0, 1, 1, 2, 2, 2]))
+    assert documents.cover(region(0, 3, 0, 3)) is Cover.FULL
+    assert documents.cover(region(0, 3, 3, 8)) is Cover.EMPTY
+    assert documents.cover(region(2, 4, 2, 4)) is Cover.PARTIAL
+    assert (sl.Causal() & documents).cover(region(5, 8, 0, 5)) is Cover.EMPTY
+    assert (~sl.Causal()).cover(region(8, 16, 0, 9)) is Cover.EMPTY
+    assert (sl.Causal() | sl.Prefix(20)).cover(region(8, 16, 16, 20)) is Cover.FULL
+
+
+def test_a_mask_over_a_million_keys_is_asked_about_one_tile():
+    n = 2**20
+    half = torch.arange(n) >= n // 2
+    masks = [
+        sl.Causal() & sl.Window(8),
+        sl.Causal() | sl.Prefix(5),
+        ~sl.Causal() & sl.Dilated(3),
+        sl.Documents(half.long()) & sl.Causal(),
+        sl.Padding(half[None]),
+        sl.Lengths(torch.tensor([n - 3])),
+        sl.MaskFunction(lambda b, h, i, j: (i - j) % 7 == 0),
+    ]
+    region = Region(0, 1, 0, 1, n - 64, n, n - 64, n, n - 128, n)
+    tile = Tile(region, torch.arange(n - 64, n), 1)
+    for mask in masks:
+        start = time.perf_counter()
+        mask.check(1, 1, n, n)
+        assert mask.visible(tile).numel() <= 64 * 128
+        assert mask.cover(region) is Cover.PARTIAL or isinstance(mask, sl.Padding)
+        lo, hi = mask.span(n - 64, n)
+        assert lo <= n and hi >= 0
+        assert time.perf_counter() - start < 1
+
+
+def test_a_window_over_two_hundred_thousand_keys_is_quick():
+    n = 200_000
+    q, k, v = (torch.randn(1, 1, n, 4) for _ in range(3))
+    start = time.perf_counter()
+    value, stats = sl.attend(q, k, v, mask=sl.Causal() & sl.Window(8), stats="visible")
+    assert time.perf_counter() - start < 20  # all pairs would be 4e10 scores
+    assert torch.equal(stats.visible[0, 0], torch.arange(1, n + 1).clamp(max=8))
+    last = torch.softmax(q[0, 0, -1] @ k[0, 0, -8:].T / 2, -1) @ v[0, 0, -8:]
+    torch.testing.assert_close(value[0, 0, -1], last)
+
+
+@pytest.mark.parametrize(
+    ("combine", "message"),
+    [
+        (lambda: sl.Causal() & 3, "mask: expected a Mask, a boolean tensor or a function to combine with, got int"),
+        (lambda: sl.Causal() | torch.ones(3), "mask: expected a Mask, a boolean tensor or a function"),
+        (lambda: sl.Window(0), "Window: expected a width of at least 1, got 0"),
+        (lambda: sl.Dilated(0), "Dilated: expected a rate of at least 1, got 0"),
+        (lambda: sl.Prefix(torch.ones(2, 2)), "Prefix: expected an int or an integer tensor"),
+        (lambda: sl.Lengths(torch.ones(2)), "Lengths: expected an int or an integer tensor"),
+        (lambda: sl.Padding(torch.ones(2, 3)), "Padding: expected a boolean tensor of shape (B, S), got a float32 tensor"),
+        (lambda: sl.Documents(torch.ones(2, 3)), "Documents: expected integer ids of shape (S,) or (B, S)"),
+        (lambda: sl.MaskFunction(3), "MaskFunction: expected a function"),
+    ],
+)
+def test_masks_that_cannot_be(combine, message):
+    with pytest.raises(sl.SoftlookupError) as caught:
+        combine()
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_tensors_and_functions_combine_from_either_side():
+    seen = torch.rand(9, 13) > 0.5
+    q, k, v = torch.randn(2, 4, 9, 5), torch.randn(2, 2, 13, 5), torch.randn(2, 2, 13, 3)
+    want = sl.attend(q, k, v, mask=seen & torch.ones(9, 13, dtype=torch.bool).tril(4))
+    for mask in (sl.Causal() & seen, seen & sl.Causal(), sl.Causal() & (lambda b, h, i, j: seen[i - 4, j])):
+        assert isinstance(mask, Mask)
+        torch.testing.assert_close(sl.attend(q, k, v, mask=mask), want)
