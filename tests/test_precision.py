@@ -37,8 +37,7 @@ def test_dot_family(n, score, causal):
     torch_error = error(F.scaled_dot_product_attention(q, k, v, is_causal=causal), want) if type(score) is sl.ScaledDot else 0
     assert error(value, want) <= max(2e-6, torch_error)
     for each in REAL:
-        limit = 1e-5 if each == "expected_logit_var" else 5e-6  # A2/Z - (A1/Z)^2 cancels: short of the aim of 5e-6
-        assert error(stats[each], want_stats[each]) <= limit, each
+        assert error(stats[each], want_stats[each]) <= 5e-6, each
 
 
 def hard_case(kind: str) -> tuple[list[torch.Tensor], dict]:
@@ -69,9 +68,6 @@ def test_hard_inputs_no_worse_than_twice_the_materialized_formula(kind):
     assert error(value, want) <= 2 * error(plain, want) + 1e-6
     for each in REAL:
         ours, theirs = error(stats[each], want_stats[each]), error(plain_stats[each], want_stats[each])
-        if each == "expected_logit_var":
-            assert ours <= 1e-5 or ours <= 2 * theirs, f"{ours:.1e}, materialized {theirs:.1e}"  # it cancels, as above
-            continue
         assert ours <= 2 * theirs + 1e-6, f"{each}: {ours:.1e}, materialized {theirs:.1e}"
 
 

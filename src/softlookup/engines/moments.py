@@ -2,12 +2,13 @@
 
 Everything is kept relative to the running maximum m, so that nothing overflows or cancels:
 
-    Z = sum e^t    O = sum e^t v    A1 = sum e^t t    A2 = sum e^t t^2    C = sum e^2t        with t = s - m.
+    Z = sum e^t    O = sum e^t v    A1 = sum e^t t    C = sum e^2t    V = sum e^t (t - A1/Z)^2        with t = s - m.
 
 When m moves by d = m_old - m_new <= 0 and r = e^d:
 
-    Z' = rZ    O' = rO    A1' = r(A1 + dZ)    A2' = r(A2 + 2d A1 + d^2 Z)    C' = r^2 C
+    Z' = rZ    O' = rO    A1' = r(A1 + dZ)    C' = r^2 C    V' = rV
 
+V, taken from its own mean (as A2 - A1^2/Z it would cancel), merges with that of the next block like any second moment.
 Mean and variance over visible keys, each counted once, merge as in Chan, Golub & LeVeque (1983).
 """
 
@@ -22,6 +23,7 @@ from .blocks import FLOOR, ScoreBlock
 from .workspace import Workspace
 
 _CHUNK = 64
+_TINY = 1e-30
 _EXPECTATIONS = ("sink_mass", "distance")
 
 
@@ -30,7 +32,7 @@ class Moments:
 
     A step is a few passes over a block that lies in cache, and some operations on rows. At this size an operation on rows
     costs its call more than its work, so what scales alike is kept in one tensor: `total` (K, n, R) with a plane for each
-    of Z, A1, A2, C and the expectations asked for, and `part`, the same sums over the block at hand.
+    of Z, A1, V, C and the expectations asked for, and `part`, the same sums over the block at hand.
     """
 
     def __init__(self, needs: frozenset[str], hard: bool, work: Workspace, entries: int, rows: int):
@@ -40,7 +42,7 @@ class Moments:
         self.tempered = self.squared or bool(needs & {"excess", "entropy"})
         self.colliding = "collision" in needs
         self.counted = bool(needs & {"logit_mean", "logit_var"})
-        planes = ["z", *["a1"] * self.tempered, *["a2"] * self.squared, *["c"] * self.colliding]
+        planes = ["z", *["a1"] * self.tempered, *["v"] * self.squared, *["c"] * self.colliding]
         planes += [name for name in _EXPECTATIONS if name in needs]
         self.total = work("total", len(planes), entries, rows).zero_()
         self.part = work("part", len(planes), entries, rows)
@@ -85,11 +87,16 @@ class Moments:
             x = torch.mul(t, e, out=self.work("scratch", *e.shape)) if not self.hard else t.zero_()
             torch.sum(x, -1, out=self.here["a1"])
             if self.squared:
-                torch.sum(x.mul_(t), -1, out=self.here["a2"])
+                off = t.sub_((self.here["a1"] / self.here["z"].clamp(min=_TINY)).unsqueeze(-1))
+                torch.sum(torch.mul(off, e, out=x).mul_(off), -1, out=self.here["v"])
         return e, rescale
 
     def close(self) -> None:
         """Add the sums over the block at hand to the totals."""
+        if self.squared and self.started:
+            z, here = self.sums["z"].clamp(min=_TINY), self.here["z"].clamp(min=_TINY)
+            apart = (self.here["a1"] / here).sub_(self.sums["a1"] / z)
+            self.sums["v"].addcmul_(apart.square_(), z * (here / (z + here)))
         self.total.add_(self.part)
         self.started = True
 
@@ -148,10 +155,7 @@ class Moments:
         self.m, self.next = self.next, self.m
         r = (d == 0).to(d.dtype) if self.hard else d.exp()
         if self.tempered and self.started and not self.hard:
-            old = self.sums["a1"].clone() if self.squared else None
             self.sums["a1"].addcmul_(d, self.sums["z"])
-            if old is not None:
-                self.sums["a2"].addcmul_(d, old.add_(self.sums["a1"]))
         self.total.mul_(r)
         if self.colliding:
             self.sums["c"].mul_(r)
@@ -172,7 +176,7 @@ class Moments:
             out["excess"] = excess = self.sums["a1"] / z
             out["entropy"] = log_z - excess
             if self.squared:
-                out["expected_logit_var"] = (self.sums["a2"] / z).sub_(excess.square()).clamp_(min=0)
+                out["expected_logit_var"] = self.sums["v"] / z
         if self.counted:
             zero = torch.zeros_like(z)
             out["logit_mean"] = self.mean if self.started else zero
