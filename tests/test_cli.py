@@ -164,10 +164,18 @@ def test_ctrl_c_from_outside(tmp_path: Path) -> None:
     """A real signal in a real process: a named pipe tells when it waits for its text."""
     os.mkfifo(tmp_path / "pipe")
     command = [*COMMAND, "inspect", "smollm2", "--text", "pipe"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    with (tmp_path / "pipe").open("w"):  # waits for the reader
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # tests that run in the background inherit a SIGINT that is ignored; a terminal's is not
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        with (tmp_path / "pipe").open("w"):  # waits for the reader
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, "softlookup: interrupted; nothing was written\n")
     assert os.listdir(tmp_path) == ["pipe"]
 
