@@ -86,11 +86,11 @@ ARGUMENTS = {
     "temperature inf": (lambda: attend(normalizer=sl.Softmax(temperature=math.inf)), "temperature: expected a finite number"),
     "temperature tensor of 0": (
         lambda: attend(normalizer=sl.Softmax(temperature=torch.tensor([1.0, 1.0, 0.0, 1.0]))),
-        "temperature: expected every entry of the tensor > 0, got 0.0",
+        "temperature: expected every entry of the tensor > 0 and finite, got 0.0",
     ),
     "temperature tensor NaN": (
         lambda: attend(normalizer=sl.Softmax(temperature=torch.tensor([1.0, 1.0, math.nan, 1.0]))),
-        "temperature: expected every entry of the tensor > 0, got nan",
+        "temperature: expected every entry of the tensor > 0 and finite, got nan",
     ),
     "temperature tensor inf": (
         lambda: attend(normalizer=sl.Softmax(temperature=torch.tensor(math.inf))),

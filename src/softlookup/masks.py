@@ -399,6 +399,9 @@ class MaskFunction(Mask):
         out = torch.as_tensor(out, device=tile.i.device)
         if out.dtype != torch.bool:
             raise SoftlookupError(f"mask function: expected a boolean result, got {describe(out)}")
+        want = (len(tile.batch), tile.group, len(tile.i), tile.j.shape[1])
+        if out.ndim > 4 or any(got not in (1, n) for got, n in zip(out.shape[::-1], want[::-1], strict=False)):
+            raise SoftlookupError(f"mask function: expected a result that broadcasts to {want}, got {tuple(out.shape)}")
         return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -37,10 +38,14 @@ class Softmax:
                     f"temperature: expected shape (), ({heads},) or one that broadcasts to {(batch, heads, queries)}, "
                     f"got {tuple(t.shape)}"
                 )
-            if not bool((t > 0).all()):
-                raise SoftlookupError(f"temperature: expected every entry of the tensor > 0, got {float(t.min())}")
-        elif not (0 <= t < math.inf):
-            raise SoftlookupError(f"temperature: expected a finite number >= 0, got {t}")
+            good = (t > 0) & t.isfinite()
+            if not bool(good.all()):
+                got = float(t.detach()[~good][0])
+                raise SoftlookupError(f"temperature: expected every entry of the tensor > 0 and finite, got {got}")
+        elif not isinstance(t, Real) or not 0 <= t < math.inf:
+            raise SoftlookupError(f"temperature: expected a finite number >= 0, got {t!r}")
+        if not isinstance(self.sink, Real | Tensor | None):
+            raise SoftlookupError(f"sink: expected a number or a tensor of shape ({heads},), got {self.sink!r}")
         if isinstance(self.sink, Tensor) and self.sink.ndim and tuple(self.sink.shape) != (heads,):
             raise SoftlookupError(f"sink: expected a number or a tensor of shape ({heads},), got {tuple(self.sink.shape)}")
         if self.sink is not None and not isinstance(t, Tensor) and t == 0:

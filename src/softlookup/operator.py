@@ -328,7 +328,7 @@ def _lookup(  # noqa: ANN202
         raise SoftlookupError("seed: expected an int, the same for every part, as dropout_p > 0, got None")
     names = chosen(stats)
     if "received" in names:
-        raise SoftlookupError("received: expected softlookup.received(query, key), as a summary is per query")
+        raise SoftlookupError("received: expected softlookup.received(query, key), per key, got a summary, which is per query")
     problem, shift, shapes = _build(
         query,
         key,

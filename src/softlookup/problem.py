@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -142,20 +143,26 @@ def flatten(query: Tensor, key: Tensor, value: Tensor | None) -> tuple[Tensor, T
     if value is not None and key.shape[-2] != value.shape[-2]:
         raise SoftlookupError(f"value: expected as many rows as there are keys, {key.shape[-2]}, got {value.shape[-2]}")
     headless = query.ndim == 2
+    if headless and max(t.ndim for t in named.values()) > 2:
+        raise SoftlookupError(f"query: expected as many dimensions as the key's {key.ndim}, got 2")
     four = [t if t.ndim > 2 else t[None] for t in named.values()]
     heads, kv_heads = four[0].shape[-3], four[1].shape[-3]
     if value is not None and four[2].shape[-3] != kv_heads:
         raise SoftlookupError(f"value: expected the key's {kv_heads} heads, got {four[2].shape[-3]}")
     if heads % kv_heads:
         raise SoftlookupError(f"key: expected a number of heads that divides the query's {heads}, got {kv_heads}")
-    if headless and max(t.ndim for t in named.values()) > 2:
-        raise SoftlookupError(f"query: expected as many dimensions as the key's {key.ndim}, got 2")
     try:
         lead = torch.broadcast_shapes(*(t.shape[:-3] for t in four))
     except RuntimeError:
         got = ", ".join(str(tuple(t.shape)) for t in named.values())
         raise SoftlookupError(f"query, key, value: expected leading dimensions that broadcast, got {got}") from None
     batch = math.prod(lead)
+    widest = max(batch * math.prod(t.shape[-3:]) for t in four)
+    if value is not None:
+        widest = max(widest, batch * heads * query.shape[-2] * value.shape[-1])
+    if widest >= MOST_ELEMENTS:
+        got = ", ".join(str(tuple(t.shape)) for t in named.values())
+        raise SoftlookupError(f"query, key, value: expected fewer than 2^31 elements together, got {widest} of {got}")
     flat = [t.expand(*lead, *t.shape[-3:]).reshape(batch, *t.shape[-3:]) for t in four]
     return flat[0], flat[1], (flat[2] if value is not None else None), Shapes(tuple(lead), heads, headless)
 
@@ -239,6 +246,9 @@ def build(
     if not isinstance(normalizer, Softmax):
         raise UnsupportedError(f"normalizer: expected a Softmax, got {describe(normalizer)}")
     normalizer.check(batch, heads, length)
+    for name, tensor in (("mask", mask), ("bias", bias)):
+        if isinstance(tensor, Tensor) and tensor.device != query.device:
+            raise SoftlookupError(f"{name}: expected the query's device {query.device}, got {tensor.device}")
     where = place(length, keys)
     seen, mask_bias = canonical_mask(mask, shapes)
     biases: list[Bias] = [] if mask_bias is None else [mask_bias]
@@ -321,8 +331,8 @@ def settle(form: Form, scale: float | Tensor | None, score: Score, heads: int) -
     if isinstance(scale, Tensor):
         query = form.query * per_head(scale, "scale", heads, form.query)[..., None]
         return replace(form, query=query, scale=1.0, shift=None), shift
-    if not math.isfinite(scale):
-        raise SoftlookupError(f"scale: expected a finite number, got {scale}")
+    if not isinstance(scale, Real) or not math.isfinite(scale):
+        raise SoftlookupError(f"scale: expected a finite number, got {scale!r}")
     return replace(form, scale=float(scale), shift=None), shift
 
 

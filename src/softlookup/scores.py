@@ -114,6 +114,14 @@ class Pairwise:
     key: Tensor
     score: Score
 
+    def block(self, q: Tensor, k: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """`score.block`, its shape checked."""
+        s = self.score.block(q, k, i, j)
+        want = (*q.shape[:3], k.shape[2])
+        if tuple(s.shape) != want:
+            raise SoftlookupError(f"{type(self.score).__name__}.block: expected scores of shape {want}, got {tuple(s.shape)}")
+        return s
+
 
 Form = Product | AdditiveForm | Pairwise
 
@@ -132,7 +140,7 @@ class Score:
     def lower(self, query: Tensor, key: Tensor) -> Form:
         """The form of this score for query (B, H, L, E) and key (B, Hkv, S, E'), in differentiable torch operations."""
         if type(self).block is Score.block:
-            raise SoftlookupError(f"{type(self).__name__}: expected a Score with lower() or block(), found neither")
+            raise SoftlookupError(f"{type(self).__name__}: expected a Score with lower() or block(), got neither")
         return Pairwise(query, key, self)
 
     def block(self, q: Tensor, k: Tensor, i: Tensor, j: Tensor) -> Tensor:

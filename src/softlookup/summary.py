@@ -167,7 +167,7 @@ class Summary:
 
     def _read(self, name: str) -> Tensor:
         if name == "received":
-            raise SoftlookupError("received: expected softlookup.received(query, key), as a summary is per query")
+            raise SoftlookupError("received: expected softlookup.received(query, key), got a summary, which is per query")
         field = _NEEDS.get(name, "log_z")
         if getattr(self, field) is None:
             raise SoftlookupError(f"{name}: expected to be asked for when the summary was made, stats=(…, {name!r})")

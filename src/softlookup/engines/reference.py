@@ -55,7 +55,7 @@ def scores(problem: Problem, tile: Tile) -> tuple[Tensor, Tensor]:
             s = (torch.tanh(query[..., :, None, :] + key[..., None, :, :]) * form.weight[:, None, None, :].to(dtype)).sum(-1)
         case Pairwise() as form:
             entries = (-1, group, query.shape[2], query.shape[3])
-            s = form.score.block(query.reshape(entries), key[:, ::group].flatten(0, 1)[:, None], tile.i, tile.j)
+            s = form.block(query.reshape(entries), key[:, ::group].flatten(0, 1)[:, None], tile.i, tile.j)
             s = s.reshape(*query.shape[:3], -1)
     for bias in problem.biases:
         s = s + _unfold(bias.block(tile).to(dtype), tile, s.shape)
