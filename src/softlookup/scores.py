@@ -115,7 +115,11 @@ class Pairwise:
     score: Score
 
     def block(self, q: Tensor, k: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """`score.block`, its shape checked."""
+        """`score.block`, its shape checked. A score whose parameters are all of one half precision gets q and k in it."""
+        own = {t.dtype for t in self.score.tensors() if t.is_floating_point()}
+        if own in ({torch.float16}, {torch.bfloat16}):
+            (half,) = own
+            q, k = q.to(half), k.to(half)
         s = self.score.block(q, k, i, j)
         want = (*q.shape[:3], k.shape[2])
         if tuple(s.shape) != want:

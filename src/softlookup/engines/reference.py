@@ -56,7 +56,7 @@ def scores(problem: Problem, tile: Tile) -> tuple[Tensor, Tensor]:
         case Pairwise() as form:
             entries = (-1, group, query.shape[2], query.shape[3])
             s = form.block(query.reshape(entries), key[:, ::group].flatten(0, 1)[:, None], tile.i, tile.j)
-            s = s.reshape(*query.shape[:3], -1)
+            s = s.reshape(*query.shape[:3], -1).to(dtype)
     for bias in problem.biases:
         s = s + _unfold(bias.block(tile).to(dtype), tile, s.shape)
     if not problem.hard:

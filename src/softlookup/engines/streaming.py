@@ -53,10 +53,11 @@ def run(problem: Problem) -> Summary:
 def _probe(problem: Problem) -> None:
     """Find a parameter that a score hides from autograd before it silently gets no gradient."""
     score = problem.form.score  # type: ignore[union-attr]
-    q, k = (x[:1, :1, :1].detach().clone().requires_grad_() for x in (problem.query, problem.key))
+    some = (x[:1, :1, :1].detach().to(problem.accumulate, copy=True) for x in (problem.query, problem.key))
+    q, k = (x.requires_grad_() for x in some)
     zero = torch.zeros((1, 1), dtype=torch.int64, device=q.device)
     with torch.enable_grad():
-        s = score.block(q, k, zero, zero)
+        s = problem.form.block(q, k, zero, zero)  # type: ignore[union-attr]
     refuse_strangers(score, s, (q, k))
 
 
