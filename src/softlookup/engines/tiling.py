@@ -1,8 +1,9 @@
 """How a problem is cut into blocks: key-value heads in groups, queries in rows, keys in ranges that the mask leaves.
 
 A block of scores should stay in a core's L2 cache from the product that makes it to the one that uses it up: that is
-what a fused kernel wins by, and a torch program too. 2^19 floats (2 MiB, half of it per core) measured best on
-two cores with 2 MiB of L2 each: smaller blocks cost more calls, larger ones leave the cache. Where the mask is narrow, fewer query rows waste fewer scores.
+what a fused kernel wins by, and a torch program too. 2^19 floats (2 MiB, half of it per core) measured best on two cores
+with 2 MiB of L2 each: smaller blocks cost more calls, larger ones leave the cache. Where the mask is narrow, fewer query
+rows waste fewer scores.
 """
 
 from __future__ import annotations
