@@ -229,6 +229,30 @@ def test_divergence_of_rows_that_see_no_garbage(garbage, any_engine):
 
 
 @pytest.mark.parametrize("garbage", GARBAGE[:2])
+def test_divergence_gradients_of_keys_that_a_bad_query_does_not_see(garbage, any_engine):
+    (q, k, _), (r, s, _) = tensors(h=2), tensors(h=2)
+    mask, row = sl.Causal() & sl.Window(4), 3
+
+    def gradients(query):
+        leaves = [t.detach().requires_grad_() for t in (query, k, r, s)]
+        kl = sl.divergence((leaves[0], leaves[1]), (leaves[2], leaves[3]), mask=mask)
+        return torch.autograd.grad(kl.sum(), leaves)
+
+    want = gradients(q)
+    bad = q.clone()
+    bad[:, 1, row, 2] = garbage
+    got = gradients(bad)
+    i = row + S - L  # position of the bad query
+    unseen = (torch.arange(S) <= i - 4) | (torch.arange(S) > i)
+    assert unseen.any() and not unseen.all()
+    for side in (1, 3):
+        torch.testing.assert_close(got[side][:, :, unseen], want[side][:, :, unseen])
+        torch.testing.assert_close(got[side][:, 0], want[side][:, 0])
+    rows = torch.arange(L) != row
+    torch.testing.assert_close(got[2][:, :, rows], want[2][:, :, rows])
+
+
+@pytest.mark.parametrize("garbage", GARBAGE[:2])
 def test_a_merge_of_parts_of_which_one_is_spoiled(garbage):
     q, k, v = tensors()
     k[:, :, 6, 1] = garbage

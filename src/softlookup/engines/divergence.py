@@ -16,8 +16,8 @@ from torch import Tensor
 from ..problem import Problem
 from .blocks import Blocks, ScoreBlock
 from .moments import Moments
-from .streaming import hand_out, revive, skeleton, unnormalized
-from .tiling import Block
+from .streaming import hand_out, inverse_z, revive, skeleton, unnormalized
+from .tiling import Block, Tiling
 
 
 def divergence(first: Problem, second: Problem) -> Tensor:
@@ -29,10 +29,8 @@ class _Pair:
     """Two sets of scores walked together, block by block of the keys that either distribution sees."""
 
     def __init__(self, first: Problem, second: Problem):
-        either = first.mask | second.mask
         self.p, self.r = Blocks(first), Blocks(second)
-        self.tiling = Blocks(replace(first, mask=either)).tiling
-        self.tiling.budget //= 2
+        self.tiling = Tiling(replace(first, mask=first.mask | second.mask))
 
     def sides(self, block: Block) -> tuple[Block, Block]:
         """The block as each distribution sees it."""
@@ -111,9 +109,10 @@ class _Divergence(torch.autograd.Function):
                     bp, br = pair.sides(block)
                     p, r = pair.p.scores(qp, bp, graph=True), pair.r.scores(qr, br, graph=True)
                     d, _ = _gap(p, r)
-                    w_p = unnormalized(p, m_p, False, pair.p.work, keep=True)[1].mul_(torch.exp(-z_p))
-                    w_r = unnormalized(r, m_r, False, pair.r.work, keep=True)[1].mul_(torch.exp(-z_r))
-                    dq_p = pair.p.pull(qp, p, w_p * (d - gap_rows) * g_rows, sums[0], dq_p)
+                    w_p = unnormalized(p, m_p, False, pair.p.work, keep=True)[1].mul_(inverse_z(z_p))
+                    w_r = unnormalized(r, m_r, False, pair.r.work, keep=True)[1].mul_(inverse_z(z_r))
+                    ds_p = p.hide(w_p * (d - gap_rows) * g_rows)
+                    dq_p = pair.p.pull(qp, p, ds_p, sums[0], dq_p)
                     ds_r = r.hide((w_r - w_p) * g_rows)
                     dq_r = pair.r.pull(qr, r, ds_r, sums[1], dq_r)
                 for walk, into, dq in ((pair.p, sums[0], dq_p), (pair.r, sums[1], dq_r)):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..problem import Problem
 from .blocks import Blocks
-from .streaming import backward, forward, hand_out, revive, skeleton, unnormalized
+from .streaming import backward, forward, hand_out, inverse_z, revive, skeleton, unnormalized
 
 
 def received(problem: Problem) -> Tensor:
@@ -29,7 +29,7 @@ def _sums(problem: Problem, read: dict[str, Tensor]) -> Tensor:
     m = m.masked_fill(m.isneginf(), 0)
     for at in walk.tiling.queries():
         query = walk.query(at)
-        top, share = walk.query_rows(at, m), walk.query_rows(at, log_z).neg().exp_().nan_to_num(nan=0.0)
+        top, share = walk.query_rows(at, m), inverse_z(walk.query_rows(at, log_z))
         for block in walk.tiling.blocks(at):
             p = unnormalized(walk.scores(query, block), top, problem.hard, walk.work)[1].mul_(share)
             part = out[at.b0 : at.b1, at.g0 * group : at.g1 * group, block.col0 : block.col1]

@@ -205,8 +205,7 @@ def backward(problem: Problem, read: dict[str, Tensor], grads: dict[str, Tensor]
         m, log_z, c0 = (walk.query_rows(at, x) for x in (rows.m, rows.log_z, rows.c0))
         expected = {k: walk.query_rows(at, g) for k, g in rows.grads.items()}
         # Everything that p = e^t / Z multiplies is divided by Z here, once per row, so that blocks only need e^t.
-        # A row of NaN keeps its NaN in e^t, where the mask can hide it, and must not bring more: NaN * 0 is NaN.
-        share = torch.exp(-log_z).nan_to_num(nan=0.0)
+        share = inverse_z(log_z)
         c0 = c0 * share
         spoiled = not bool(c0.isfinite().all())
         cut = {k: x if k > 3 else x * share * (share if k == 3 else 1) for k, x in cut.items()}
@@ -261,6 +260,11 @@ def unnormalized(
     else:
         torch.clamp(t, min=FLOOR[s.dtype], max=0, out=e).exp_()  # a hidden score may lie above the maximum
     return t, scored.hide(e)
+
+
+def inverse_z(log_z: Tensor) -> Tensor:
+    """1/Z per row; 0 for a row of NaN, which keeps its NaN in e^t, where the mask can hide it: NaN * 0 is NaN."""
+    return torch.exp(-log_z).nan_to_num(nan=0.0)
 
 
 def _upstream(
