@@ -304,7 +304,7 @@ class Padding(Mask):
 
     def visible(self, tile: Tile) -> Tensor:
         keep = self.keep.to(tile.j.device)
-        return keep[tile.batch if len(keep) > 1 else torch.zeros_like(tile.batch), tile.j]
+        return keep[tile.entry_of(keep), tile.j]
 
     def cover(self, region: Region) -> Cover:
         rows = self.keep[region.b0 : region.b1] if len(self.keep) > 1 else self.keep
@@ -340,7 +340,7 @@ class Documents(Mask):
 
     def _pick(self, ids: Tensor, tile: Tile, at: Tensor) -> Tensor:
         ids = ids.to(at.device)
-        return ids[tile.batch if len(ids) > 1 else torch.zeros_like(tile.batch), at]
+        return ids[tile.entry_of(ids), at]
 
     def visible(self, tile: Tile) -> Tensor:
         queries = self.ids if self.query_ids is None else self.query_ids

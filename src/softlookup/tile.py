@@ -54,6 +54,10 @@ class Tile:
         """(L',) rows of the query tensor."""
         return torch.arange(self.region.row0, self.region.row1, device=self.positions.device)
 
+    def entry_of(self, tensor: Tensor) -> Tensor:
+        """(n, 1, 1, 1) indices into the first dimension of a tensor with an entry per batch entry, or one for all."""
+        return self.batch if len(tensor) > 1 else torch.zeros_like(self.batch)
+
     def pick(self, tensor: Tensor) -> Tensor:
         """`region.cut`, folded to broadcast against the block's own shape (n, G, L', S')."""
         block = self.region.cut(tensor)

@@ -62,13 +62,6 @@ class ScoreBlock:
         return x.mul_(visible.one) if self.tame else x.masked_fill_(visible.hidden, 0)
 
 
-@dataclass(eq=False)
-class Gradients:
-    """Sums of gradients over blocks, in the accumulation dtype and the order of `Problem.tensors()`."""
-
-    sums: list[Tensor]
-
-
 class Blocks:
     """Scores of a problem, block by block."""
 
@@ -85,15 +78,8 @@ class Blocks:
         self._key_views: dict[int, tuple[Queries, Tensor]] = {}
         self._far: dict[tuple[int, int, int], Tensor] = {}
         self._steps: dict[tuple[int, bool], Tensor] = {}
-        self._extra = 3 + isinstance(problem.temperature, Tensor)
-        match problem.form:
-            case Product(key_bias=key_bias):
-                own = int(key_bias is not None)
-            case AdditiveForm():
-                own = 1
-            case Pairwise(score=score):
-                own = len(score.tensors())
-        self._own = slice(self._extra, self._extra + own)
+        first = 3 + isinstance(problem.temperature, Tensor)
+        self._own = slice(first, len(problem.tensors()) - len(problem.biases))  # the form's own among its tensors
 
     def _bound(self, product: float) -> float:
         """A bound on every |score|, hidden ones too, by Cauchy-Schwarz; infinite where there is none.
@@ -115,9 +101,7 @@ class Blocks:
 
     def query_rows(self, q: Queries, x: Tensor) -> Tensor:
         """Rows of a (B, H, L, W) tensor as (n, R, W) in the accumulation dtype."""
-        g = self.problem.group
-        block = x[q.b0 : q.b1, q.g0 * g : q.g1 * g, q.row0 : q.row1]
-        return block.reshape(q.entries, g * block.shape[2], x.shape[-1]).to(self.dtype)
+        return x[q.place].reshape(q.entries, -1, x.shape[-1]).to(self.dtype)
 
     def key_rows(self, q: Queries, block: Block, x: Tensor) -> Tensor:
         """Rows of a (B, Hkv, S, W) tensor as (n, S', W) in the accumulation dtype; a view where that is possible."""
@@ -152,14 +136,12 @@ class Blocks:
 
     def put(self, q: Queries, into: Tensor, rows: Tensor) -> None:
         """Write rows (n, R, W) into their place in a (B, H, L, W) tensor."""
-        g = self.problem.group
-        part = into[q.b0 : q.b1, q.g0 * g : q.g1 * g, q.row0 : q.row1]
+        part = into[q.place]
         part.copy_(rows.reshape(part.shape))
 
     def put_planes(self, q: Queries, into: Tensor, planes: list[Tensor]) -> None:
         """Write planes (n, R) into their place in a (K, B, H, L) tensor."""
-        g = self.problem.group
-        part = into[:, q.b0 : q.b1, q.g0 * g : q.g1 * g, q.row0 : q.row1]
+        part = into[(slice(None), *q.place)]
         part.copy_(torch.stack(planes).view(part.shape))
 
     def four(self, q: Queries, x: Tensor) -> Tensor:
@@ -170,11 +152,7 @@ class Blocks:
 
     def query(self, q: Queries) -> QueryBlock:
         """A block of queries, scaled (or left alone where the form is not a product)."""
-        rows = self.query_rows(q, self.problem.query)
-        bad = None
-        if self.doubtful_query:
-            bad = ~rows.isfinite().all(-1, keepdim=True)
-            rows = rows.masked_fill(bad, 0)
+        rows, bad = without_bad(self.query_rows(q, self.problem.query), self.doubtful_query)
         form = self.problem.form
         if isinstance(form, Product) and form.scale != 1.0:
             rows = rows * form.scale
@@ -184,11 +162,7 @@ class Blocks:
         """The final scores of a block. graph: keep what `pull` needs of a form that autograd differentiates."""
         q, form = query.at, self.problem.form
         columns = block.col1 - block.col0
-        key = self.key_rows(q, block, self.problem.key)
-        bad = None
-        if self.doubtful_key:
-            bad = ~key.isfinite().all(-1, keepdim=True)
-            key = key.masked_fill(bad, 0)
+        key, bad = without_bad(self.key_rows(q, block, self.problem.key), self.doubtful_key)
         out = ScoreBlock(block, key, key, self.tame, self.mild)
         if isinstance(form, Product):
             s = torch.bmm(query.rows, key.mT, out=self.work("scores", q.entries, query.rows.shape[1], columns))
@@ -214,9 +188,8 @@ class Blocks:
         return out
 
     def _key_bias(self, q: Queries, block: Block, key_bias: Tensor) -> Tensor:
-        g = self.problem.group
-        part = key_bias[q.b0 : q.b1, q.g0 * g : q.g1 * g, block.col0 : block.col1]
-        return part.reshape(q.entries, g, 1, -1).to(self.dtype)
+        part = key_bias[(*q.heads, slice(block.col0, block.col1))]
+        return part.reshape(q.entries, q.group, 1, -1).to(self.dtype)
 
     def _temperature(self, q: Queries, block: Block) -> Tensor | float | None:
         """What scores are divided by: None for 1 and for hard retrieval, else a float or (n or 1, R or 1, 1)."""
@@ -253,12 +226,12 @@ class Blocks:
 
     # ---- the way back -----------------------------------------------------------------------------------------------
 
-    def zeros(self) -> Gradients:
-        """A place to sum gradients in."""
+    def zeros(self) -> list[Tensor]:
+        """A place to sum gradients in: zeros like `Problem.tensors()`, in the accumulation dtype."""
         like = self.problem.tensors()
-        return Gradients([torch.zeros_like(t, dtype=self.dtype, memory_format=torch.contiguous_format) for t in like])
+        return [torch.zeros_like(t, dtype=self.dtype, memory_format=torch.contiguous_format) for t in like]
 
-    def pull(self, query: QueryBlock, block: ScoreBlock, ds: Tensor, into: Gradients, dq: Tensor | None) -> Tensor:
+    def pull(self, query: QueryBlock, block: ScoreBlock, ds: Tensor, into: list[Tensor], dq: Tensor | None) -> Tensor:
         """Pull the gradient ds (n, R, S') of final scores back, adding to `into`; gives dq + what this block adds, (n, R, E).
 
         ds is used up, and must be 0 where hidden.
@@ -269,9 +242,9 @@ class Blocks:
             ds.div_(temperature)
         if isinstance(temperature, Tensor):
             per_row = -(ds * block.scores).sum(-1, keepdim=True)
-            part = at.tile.region.cut(into.sums[3])
+            part = at.tile.region.cut(into[3])
             part.add_(at.tile.unfold(self.four(q, per_row)).sum_to_size(part.shape))
-        for bias, grad in zip(self.problem.biases, into.sums[self._own.stop :], strict=True):
+        for bias, grad in zip(self.problem.biases, into[self._own.stop :], strict=True):
             bias.pull(grad, self.four(q, ds), at.tile)
         if not isinstance(form, Product):
             return self._pull_by_autograd(query, block, ds, into, dq)
@@ -279,14 +252,13 @@ class Blocks:
             assert block.product is not None
             block.hide(ds.mul_(form.pointwise.slope(block.product)))
         if form.key_bias is not None:
-            g = self.problem.group
-            grad = into.sums[self._own.start][q.b0 : q.b1, q.g0 * g : q.g1 * g, at.col0 : at.col1]
+            grad = into[self._own.start][(*q.heads, slice(at.col0, at.col1))]
             grad.add_(self.four(q, ds).sum(2).reshape(grad.shape))
-        self.key_rows(q, at, into.sums[1]).baddbmm_(ds.mT, query.rows)
+        self.key_rows(q, at, into[1]).baddbmm_(ds.mT, query.rows)
         return torch.bmm(ds, block.key) if dq is None else dq.baddbmm_(ds, block.key)
 
     def _pull_by_autograd(
-        self, query: QueryBlock, block: ScoreBlock, ds: Tensor, into: Gradients, dq: Tensor | None
+        self, query: QueryBlock, block: ScoreBlock, ds: Tensor, into: list[Tensor], dq: Tensor | None
     ) -> Tensor:
         q, form = query.at, self.problem.form
         assert block.graph is not None
@@ -298,9 +270,9 @@ class Blocks:
         grads = torch.autograd.grad(s, leaves, self.four(q, ds).to(s.dtype), allow_unused=True)
         for k, grad in zip(wanted, grads[2:], strict=True):
             if grad is not None:
-                into.sums[self._own.start + k].add_(grad)
+                into[self._own.start + k].add_(grad)
         if grads[1] is not None:
-            self.key_rows(q, block.at, into.sums[1]).add_(grads[1][:, 0])
+            self.key_rows(q, block.at, into[1]).add_(grads[1][:, 0])
         step = torch.zeros_like(query.rows) if grads[0] is None else grads[0].reshape(query.rows.shape)
         return step if dq is None else dq.add_(step)
 
@@ -314,6 +286,14 @@ def largest(x: Tensor) -> float:
     """The largest norm of a row; not finite if some entry is not (or is beyond the square root of the largest number)."""
     dtype = torch.float32 if x.dtype.itemsize < 4 else None
     return float(torch.linalg.vector_norm(x, dim=-1, dtype=dtype).max())
+
+
+def without_bad(rows: Tensor, doubtful: bool) -> tuple[Tensor, Tensor | None]:
+    """Rows (n, R, W) with those that are not finite set to 0, and which they were (n, R, 1); untouched if not `doubtful`."""
+    if not doubtful:
+        return rows, None
+    bad = ~rows.isfinite().all(-1, keepdim=True)
+    return rows.masked_fill(bad, 0), bad
 
 
 def refuse_strangers(score: object, s: Tensor, known: tuple[Tensor, ...]) -> None:

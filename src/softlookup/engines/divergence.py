@@ -117,7 +117,7 @@ class _Divergence(torch.autograd.Function):
                     dq_r = pair.r.pull(qr, r, ds_r, sums[1], dq_r)
                 for walk, into, dq in ((pair.p, sums[0], dq_p), (pair.r, sums[1], dq_r)):
                     if dq is not None:
-                        walk.put(at, into.sums[0], walk.finish_query(dq))
+                        walk.put(at, into[0], walk.finish_query(dq))
         wanted = ctx.needs_input_grad[2:]
         out_p = hand_out(sums[0], tuple(tensors[:n]), wanted[:n])
         out_r = hand_out(sums[1], tuple(tensors[n:]), wanted[n:])

@@ -22,7 +22,7 @@ def received(problem: Problem) -> Tensor:
 
 
 def _sums(problem: Problem, read: dict[str, Tensor]) -> Tensor:
-    walk, group = Blocks(problem), problem.group
+    walk = Blocks(problem)
     batch, heads = problem.query.shape[:2]
     out = torch.zeros((batch, heads, problem.key.shape[2]), dtype=walk.dtype, device=problem.query.device)
     m, log_z = read["max_logit"].unsqueeze(-1), read["log_z"].unsqueeze(-1)
@@ -32,7 +32,7 @@ def _sums(problem: Problem, read: dict[str, Tensor]) -> Tensor:
         top, share = walk.query_rows(at, m), inverse_z(walk.query_rows(at, log_z))
         for block in walk.tiling.blocks(at):
             p = unnormalized(walk.scores(query, block), top, problem.hard, walk.work)[1].mul_(share)
-            part = out[at.b0 : at.b1, at.g0 * group : at.g1 * group, block.col0 : block.col1]
+            part = out[(*at.heads, slice(block.col0, block.col1))]
             part.add_(walk.four(at, p).sum(2).reshape(part.shape))
     return out
 
@@ -57,7 +57,7 @@ class _Received(torch.autograd.Function):
         problem = replace(problem, value=own)
         with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
             into = backward(problem, forward(problem), {"average": one.expand(batch, heads, length, group)})
-        into.sums[2] = torch.zeros_like(tensors[2])
+        into[2] = torch.zeros_like(tensors[2])
         return None, *hand_out(into, tensors, ctx.needs_input_grad[1:])
 
 

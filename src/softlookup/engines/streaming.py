@@ -24,7 +24,7 @@ from ..errors import UnsupportedError
 from ..problem import Problem
 from ..scores import Pairwise
 from ..summary import Summary
-from .blocks import FLOOR, Blocks, Gradients, ScoreBlock, largest, refuse_strangers
+from .blocks import FLOOR, Blocks, ScoreBlock, largest, refuse_strangers, without_bad
 from .dropout import kept
 from .moments import Moments
 from .tiling import Block, Queries, rows_of
@@ -143,11 +143,8 @@ class Weighting:
 
     def value(self, at: Queries, block: Block) -> tuple[Tensor, Tensor | None]:
         """The block's values (n, S', Ev), and which rows are not finite (n, 1, S') or None; those are zeros."""
-        value = self.walk.key_rows(at, block, self.problem.value)
-        if not self.doubtful:
-            return value, None
-        bad = ~value.isfinite().all(-1, keepdim=True)
-        return value.masked_fill(bad, 0), bad.mT
+        value, bad = without_bad(self.walk.key_rows(at, block, self.problem.value), self.doubtful)
+        return value, None if bad is None else bad.mT
 
     def dropped(self, at: Queries, block: Block) -> Tensor:
         """What dropout multiplies weights by: 0 or 1/(1 - p), (n, R, S')."""
@@ -167,7 +164,7 @@ class Weighting:
                 return None
             inside = (tile.j >= first) & (tile.j < first + self.problem.sinks)
         else:
-            start = first.to(tile.j.device)[tile.batch[:, 0] if len(first) > 1 else torch.zeros_like(tile.batch[:, 0])]
+            start = first.to(tile.j.device)[tile.entry_of(first)[:, 0]]
             inside = (tile.j >= start) & (tile.j < start + self.problem.sinks)
         return inside.to(self.walk.dtype)
 
@@ -191,7 +188,7 @@ class Rows:
     grads: dict[str, Tensor]
 
 
-def backward(problem: Problem, read: dict[str, Tensor], grads: dict[str, Tensor]) -> Gradients:
+def backward(problem: Problem, read: dict[str, Tensor], grads: dict[str, Tensor]) -> list[Tensor]:
     """Gradients of all of `problem.tensors()` from those of the readings (`average` and statistics; absent ones are 0)."""
     walk = Blocks(problem)
     weights = Weighting(walk)
@@ -212,10 +209,7 @@ def backward(problem: Problem, read: dict[str, Tensor], grads: dict[str, Tensor]
         expected = {k: x * share for k, x in expected.items()}
         upstream = bad = None
         if grad_average is not None:
-            upstream = walk.query_rows(at, grad_average)
-            if doubtful:
-                bad = ~upstream.isfinite().all(-1, keepdim=True)
-                upstream = upstream.masked_fill(bad, 0)
+            upstream, bad = without_bad(walk.query_rows(at, grad_average), doubtful)
             upstream = upstream * share
         dq: Tensor | None = None
         for block in walk.tiling.blocks(at):
@@ -242,7 +236,7 @@ def backward(problem: Problem, read: dict[str, Tensor], grads: dict[str, Tensor]
                 scored.hide(ds)
             dq = walk.pull(query, scored, ds, into, dq)
         if dq is not None:
-            walk.put(at, into.sums[0], walk.finish_query(dq))
+            walk.put(at, into[0], walk.finish_query(dq))
     return into
 
 
@@ -276,7 +270,7 @@ def _upstream(
     upstream: Tensor | None,
     bad: Tensor | None,
     expected: dict[str, Tensor],
-    into: Gradients,
+    into: list[Tensor],
 ) -> Tensor | None:
     """dP / Z (n, R, S') from the value and the expectations; adds the values' gradient on the way."""
     ds: Tensor | None = None
@@ -286,7 +280,7 @@ def _upstream(
         w = e if drop is None else e * drop
         if bad is not None:
             w = w.masked_fill(seen_by(block, bad), math.nan)
-        weights.walk.key_rows(at, block, into.sums[2]).baddbmm_(w.mT, upstream)
+        weights.walk.key_rows(at, block, into[2]).baddbmm_(w.mT, upstream)
         value, bad_value = weights.value(at, block)
         ds = torch.bmm(upstream, value.mT, out=out)
         if drop is not None:
@@ -387,9 +381,9 @@ def revive(problem: Problem, tensors: tuple[Tensor, ...]) -> Problem:
     return problem.with_tensors([t.detach().requires_grad_(t.requires_grad) for t in tensors])
 
 
-def hand_out(into: Gradients, tensors: tuple[Tensor, ...], wanted: tuple[bool, ...]) -> list[Tensor | None]:
+def hand_out(into: list[Tensor], tensors: tuple[Tensor, ...], wanted: tuple[bool, ...]) -> list[Tensor | None]:
     """The sums as gradients of the inputs, in the inputs' dtypes."""
-    out = [g.to(t.dtype) if w else None for g, t, w in zip(into.sums, tensors, wanted, strict=True)]
+    out = [g.to(t.dtype) if w else None for g, t, w in zip(into, tensors, wanted, strict=True)]
     return forbid_second_derivative(out, tensors)
 
 
@@ -403,7 +397,6 @@ def forbid_second_derivative(grads: list[Tensor | None], inputs: tuple[Tensor, .
 class _Once(torch.autograd.Function):
     @staticmethod
     def forward(ctx, grad: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ANN001
-        ctx.count = 1 + len(inputs)
         return grad.view_as(grad)
 
     @staticmethod

@@ -37,6 +37,7 @@ class Queries:
     g1: int
     row0: int
     row1: int
+    group: int
     i: Tensor
     i0: int
     i1: int
@@ -45,6 +46,16 @@ class Queries:
     def entries(self) -> int:
         """Pairs of batch entry and key-value head."""
         return (self.b1 - self.b0) * (self.g1 - self.g0)
+
+    @property
+    def heads(self) -> tuple[slice, slice]:
+        """Where its query heads lie in a (B, H, …) tensor."""
+        return slice(self.b0, self.b1), slice(self.g0 * self.group, self.g1 * self.group)
+
+    @property
+    def place(self) -> tuple[slice, slice, slice]:
+        """Where its rows lie in a (B, H, L, …) tensor."""
+        return (*self.heads, slice(self.row0, self.row1))
 
 
 class Visible:
@@ -166,7 +177,7 @@ class Tiling:
                     row1 = min(row0 + self.rows, self.length)
                     i0, i1 = self._bounds(row0, row1)
                     b1, g1 = min(b0 + whole, self.batch), min(g0 + some, self.kv_heads)
-                    yield Queries(b0, b1, g0, g1, row0, row1, self.positions[row0:row1], i0, i1)
+                    yield Queries(b0, b1, g0, g1, row0, row1, self.group, self.positions[row0:row1], i0, i1)
 
     def blocks(self, q: Queries) -> Iterator[Block]:
         """The blocks of keys that these queries see anything of."""
@@ -176,10 +187,10 @@ class Tiling:
             return
         lo = start + (lo - start) // 64 * 64  # whole chunks, for the search of the best key in `moments`
         hi = min(start + self.keys, start + -(-(hi - start) // 64) * 64)
-        heads = q.g0 * self.group, q.g1 * self.group
+        h0, h1 = q.heads[1].start, q.heads[1].stop
         for j0 in range(lo, hi, self.columns):
             j1 = min(j0 + self.columns, hi)
-            tile = Tile(Region(q.b0, q.b1, *heads, q.row0, q.row1, q.i0, q.i1, j0, j1), q.i, self.group)
+            tile = Tile(Region(q.b0, q.b1, h0, h1, q.row0, q.row1, q.i0, q.i1, j0, j1), q.i, self.group)
             visible = self._visible(tile)
             if visible is not Cover.EMPTY:
                 yield Block(tile, j0 - start, j1 - start, None if isinstance(visible, Cover) else visible)
@@ -231,7 +242,7 @@ def visible_counts(problem: Problem) -> Tensor:
     tiling = Tiling(replace(problem, place=place, form=narrow))
     counts = torch.zeros((batch, heads, length), dtype=torch.int64, device=problem.query.device)
     for q in tiling.queries():
-        part = counts[q.b0 : q.b1, q.g0 * tiling.group : q.g1 * tiling.group, q.row0 : q.row1]
+        part = counts[q.place]
         for block in tiling.blocks(q):
             seen = block.col1 - block.col0 if block.visible is None else block.visible.count
             if isinstance(seen, Tensor):
