@@ -106,11 +106,11 @@ def _build(
     key: Tensor,
     value: Tensor | None,
     *,
-    score: Score,
-    mask: MaskLike | None,
-    bias: Bias | Tensor | None,
-    normalizer: Softmax,
-    scale: float | Tensor | None,
+    score: Score = ScaledDot(),  # noqa: B008
+    mask: MaskLike | None = None,
+    bias: Bias | Tensor | None = None,
+    normalizer: Softmax = Softmax(),  # noqa: B008
+    scale: float | Tensor | None = None,
     dropout_p: float = 0.0,
     seed: int | None = None,
     names: tuple[str, ...] = (),
@@ -139,13 +139,16 @@ def _build(
         )
 
 
-def _summarize(
-    problem: Problem, shift: Tensor | None, shapes: Shapes, normalizer: Softmax, dtype: torch.dtype
-) -> Summary:
-    """Run the chosen engine; give the summary in the user's shapes, with the sink to be applied when it is read."""
+def _run(problem: Problem) -> Summary:
+    """The summary from the chosen engine, (B, H, L)."""
     with torch.autocast(problem.query.device.type, enabled=False):
-        summary = _plan(problem)[0].run(problem)
-        if shift is not None:
+        return _plan(problem)[0].run(problem)
+
+
+def _finish(summary: Summary, problem: Problem, shift: Tensor | None, shapes: Shapes, normalizer: Softmax) -> Summary:
+    """The engine's summary in the user's shapes, with the sink to be applied when it is read."""
+    if shift is not None:
+        with torch.autocast(problem.query.device.type, enabled=False):
             t = problem.temperature
             shift = shift.to(problem.accumulate) / (t.squeeze(-1) if isinstance(t, Tensor) else t or 1.0)
             summary = _shifted(summary, shift)
@@ -153,7 +156,7 @@ def _summarize(
     sink = normalizer.sink_logit(summary.log_z)
     if sink is not None and shapes.headless:
         sink = sink.reshape(())
-    return replace(summary, sink=sink, dtype=dtype)
+    return replace(summary, sink=sink, dtype=problem.value.dtype)
 
 
 def _shifted(summary: Summary, shift: Tensor) -> Summary:
@@ -208,6 +211,7 @@ def attend(
 ) -> tuple[Tensor, Stats]: ...
 
 
+@torch.compiler.disable
 def attend(
     query: Tensor,
     key: Tensor,
@@ -245,15 +249,6 @@ def attend(
     Raises:
         SoftlookupError: one line saying what was expected and what was got.
     """
-    return _attend(
-        query, key, value, score, mask, bias, normalizer, scale, dropout_p, seed, stats, query_offset, sinks
-    )
-
-
-@torch.compiler.disable
-def _attend(  # noqa: ANN202
-    query, key, value, score, mask, bias, normalizer, scale, dropout_p, seed, stats, query_offset, sinks  # noqa: ANN001
-):
     names = chosen(stats)
     problem, shift, shapes = _build(
         query,
@@ -270,15 +265,17 @@ def _attend(  # noqa: ANN202
         query_offset=query_offset,
         sinks=sinks,
     )
-    summary = _summarize(problem, shift, shapes, normalizer, problem.value.dtype)
+    raw = _run(problem)
+    summary = _finish(raw, problem, shift, shapes, normalizer)
     if stats is None or stats is False:
         return summary.value
     values: dict[str, Tensor] = {}
     for each in names:
-        values[each] = shapes.restore(_column_sums(problem)) if each == "received" else summary.stats(each)  # type: ignore
+        values[each] = shapes.restore(_column_sums(problem, raw)) if each == "received" else summary.stats(each)  # type: ignore
     return summary.value, Stats(values)
 
 
+@torch.compiler.disable
 def lookup(
     query: Tensor,
     key: Tensor,
@@ -307,23 +304,12 @@ def lookup(
         key_offset: position of the first key of this part.
         total_keys: number of keys of the whole; by default this part is its end.
         query_offset: position of the first query (or of each, (L,)); right-aligned with the whole's keys by default.
-        stats: which statistics the summary can be read for; all of `CHEAP` by default (without `distance` where there are
-            more queries than keys, as such queries and keys have no common positions).
+        stats: which statistics the summary can be read for; all of `CHEAP` by default. Where there are more queries than
+            keys, name those wanted: queries and keys have no common positions, and `distance` is refused.
 
     Returns:
         `Summary`, with `.value`, `.stats(*names)`.
     """
-    return _lookup(
-        query, key, value, score, mask, bias, normalizer, scale, dropout_p, seed, stats,
-        query_offset, key_offset, total_keys, sinks,
-    )  # fmt: skip
-
-
-@torch.compiler.disable
-def _lookup(  # noqa: ANN202
-    query, key, value, score, mask, bias, normalizer, scale, dropout_p, seed, stats,  # noqa: ANN001
-    query_offset, key_offset, total_keys, sinks,  # noqa: ANN001
-):  # fmt: skip
     if dropout_p and seed is None:
         raise SoftlookupError("seed: expected an int, the same for every part, as dropout_p > 0, got None")
     names = chosen(stats)
@@ -346,7 +332,7 @@ def _lookup(  # noqa: ANN202
         total_keys=total_keys,
         sinks=sinks,
     )
-    return _summarize(problem, shift, shapes, normalizer, problem.value.dtype)
+    return _finish(_run(problem), problem, shift, shapes, normalizer)
 
 
 def merge(*parts: Summary) -> Summary:
@@ -377,10 +363,11 @@ def _same_sink(a: Tensor | None, b: Tensor | None) -> bool:
     return a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
-def _column_sums(problem: Problem) -> Tensor:
+def _column_sums(problem: Problem, known: Summary | None = None) -> Tensor:
+    """(B, H, S) what each key received; `known` saves the pass for the log-normalizer."""
     if _plan(problem)[0] is reference:
         return reference.received(problem)
-    return _received.received(problem)
+    return _received.received(problem, known)
 
 
 @torch.compiler.disable
@@ -469,13 +456,13 @@ def _ungrouped(problem: Problem) -> Problem:
 def explain(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Plan:
     """Which engine `attend` would use for these arguments, and why each other one is not used."""
     arguments = arguments | {"names": chosen(arguments.pop("stats", None))}
-    return _plan(_with_defaults(query, key, value, arguments)[0])[1]
+    return _plan(_build(query, key, value, **arguments)[0])[1]
 
 
 @torch.compiler.disable
 def scores_of(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
     """Final scores (…, H, L, S), -inf where hidden: the whole matrix, for small slices. Arguments as in `attend`."""
-    problem, shift, shapes = _with_defaults(query, key, value, arguments)
+    problem, shift, shapes = _build(query, key, value, **arguments)
     s, visible = reference.scores(problem, reference.whole(problem))
     if shift is not None:
         s = s + shift.to(s.dtype)[..., None]
@@ -485,20 +472,11 @@ def scores_of(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Te
 @torch.compiler.disable
 def weights_of(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
     """Attention weights (…, H, L, S), after a sink if there is one: the whole matrix, for small slices."""
-    problem, shift, shapes = _with_defaults(query, key, value, arguments)
+    problem, shift, shapes = _build(query, key, value, **arguments)
     p = shapes.restore(reference.distribution(problem, reference.whole(problem))[0], 1)
     normalizer = arguments.get("normalizer", Softmax())
     if normalizer.sink is None:
         return p
-    weight = _summarize(problem, shift, shapes, normalizer, p.dtype).stats("sink_weight")
+    weight = _finish(_run(problem), problem, shift, shapes, normalizer).stats("sink_weight")
     assert isinstance(weight, Tensor)
     return p * (1 - weight).unsqueeze(-1)
-
-
-def _with_defaults(
-    query: Tensor, key: Tensor, value: Tensor, arguments: dict[str, Any]
-) -> tuple[Problem, Tensor | None, Shapes]:
-    defaults: dict[str, Any] = {
-        "score": ScaledDot(), "mask": None, "bias": None, "normalizer": Softmax(), "scale": None
-    }  # fmt: skip
-    return _build(query, key, value, **(defaults | arguments))

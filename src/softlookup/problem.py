@@ -40,7 +40,8 @@ class Problem:
     form: queries (B, H, L, E), keys (B, Hkv, S, E) and how they score; value: (B, Hkv, S, Ev);
     mask, biases: what is visible and what is added, by absolute position; place: where queries and keys stand;
     temperature: a float, or a tensor broadcastable to (B, H, L, 1); first_key: position of the first real key, an int or (B,);
-    sinks: how many keys from there on count as sinks; needs: the optional Summary fields to compute.
+    sinks: how many keys from there on count as sinks; needs: the optional Summary fields to compute;
+    norms: the largest norms of a query and a key where they are known, so that nobody reads a long cache again for them.
     """
 
     form: Form
@@ -53,6 +54,7 @@ class Problem:
     first_key: int | Tensor = 0
     sinks: int = 1
     needs: frozenset[str] = frozenset()
+    norms: tuple[float, float] | None = None
 
     @property
     def query(self) -> Tensor:
@@ -270,8 +272,8 @@ def build(
             f"distance: expected self-attention, got {length} queries and {where.total_keys} keys (no common positions)"
         )
 
-    clean_query, bad_query = scrub(query)
-    clean_key, bad_key = scrub(key)
+    clean_query, bad_query, query_norm = scrub(query)
+    clean_key, bad_key, key_norm = scrub(key)
     form = score.lower(clean_query, clean_key)
     form, shift = settle(form, scale, score, heads)
     if value is None:
@@ -295,19 +297,29 @@ def build(
         kappa = per_head(form.ssmax, "ssmax", heads, counts)
         problem = replace(problem, form=replace(form, query=form.query * (kappa * counts.log())[..., None], ssmax=None))
     problem = replace(problem, form=soil(problem.form, bad_query, bad_key))
+    if problem.query is query and problem.key is key:
+        problem = replace(problem, norms=(query_norm, key_norm))
     return problem, shift, shapes
 
 
-def scrub(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Non-finite rows replaced by 0, and where they were (None if nowhere); a row whose squares overflow is one too.
+def scrub(x: Tensor) -> tuple[Tensor, Tensor | None, float]:
+    """Non-finite rows replaced by 0, where they were (None if nowhere), and the largest norm of a row.
+
+    A row whose squares overflow is one too.
 
     Lowering and its gradient must not mix a bad row into others (0 * NaN is NaN); the rows are marked again afterwards.
     """
-    norm = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True, dtype=torch.float32 if x.dtype.itemsize < 4 else None)
-    if math.isfinite(norm.max()):
-        return x, None
-    bad = ~norm.isfinite()
-    return x.masked_fill(bad, 0), bad
+    norms = row_norms(x.detach())
+    most = float(norms.max())
+    if math.isfinite(most):
+        return x, None, most
+    bad = ~norms.isfinite()
+    return x.masked_fill(bad, 0), bad, most
+
+
+def row_norms(x: Tensor) -> Tensor:
+    """(…, 1) norm of each row, in at least float32."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32 if x.dtype.itemsize < 4 else None)
 
 
 def soil(form: Form, bad_query: Tensor | None, bad_key: Tensor | None) -> Form:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SoftlookupError
-from ..problem import Problem
+from ..problem import Problem, row_norms
 from ..scores import AdditiveForm, Pairwise, Product
 from ..tile import Tile
 from .tiling import Block, Queries, Tiling, rows_of
@@ -70,7 +70,7 @@ class Blocks:
         self.tiling = Tiling(problem)
         self.dtype = problem.accumulate
         self.work = Workspace(self.dtype, problem.query.device)
-        query, key = largest(problem.query), largest(problem.key)
+        query, key = problem.norms or (largest(problem.query), largest(problem.key))
         self.doubtful_query, self.doubtful_key = not math.isfinite(query), not math.isfinite(key)
         bound = self._bound(query * key)
         self.tame = bound < torch.finfo(self.dtype).max / 1e6
@@ -284,8 +284,7 @@ class Blocks:
 
 def largest(x: Tensor) -> float:
     """The largest norm of a row; not finite if some entry is not (or is beyond the square root of the largest number)."""
-    dtype = torch.float32 if x.dtype.itemsize < 4 else None
-    return float(torch.linalg.vector_norm(x, dim=-1, dtype=dtype).max())
+    return float(row_norms(x).max())
 
 
 def without_bad(rows: Tensor, doubtful: bool) -> tuple[Tensor, Tensor | None]:

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
+from ..summary import Summary
 from .blocks import Blocks
 from .streaming import backward, forward, hand_out, inverse_z, revive, skeleton, unnormalized
 
 
-def received(problem: Problem) -> Tensor:
-    """(B, H, S) in the accumulation dtype."""
-    return _Received.apply(problem, *problem.tensors())
+def received(problem: Problem, known: Summary | None = None) -> Tensor:
+    """(B, H, S) in the accumulation dtype. known: this problem's summary, if there is one already."""
+    read = None if known is None else {"max_logit": known.max_logit.detach(), "log_z": known.log_z.detach()}
+    return _Received.apply(problem, read, *problem.tensors())
 
 
 def _sums(problem: Problem, read: dict[str, Tensor]) -> Tensor:
@@ -39,12 +41,12 @@ def _sums(problem: Problem, read: dict[str, Tensor]) -> Tensor:
 
 class _Received(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, problem: Problem, *tensors: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx, problem: Problem, read: dict[str, Tensor] | None, *tensors: Tensor) -> Tensor:  # noqa: ANN001
         problem = replace(problem, needs=frozenset(), dropout=None)
         ctx.skeleton = skeleton(problem)
         ctx.save_for_backward(*tensors)
         problem = problem.with_tensors([t.detach() for t in tensors])
-        return _sums(problem, forward(replace(problem, value=_blank(problem))))
+        return _sums(problem, forward(replace(problem, value=_blank(problem))) if read is None else read)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # noqa: ANN001, ANN205
@@ -58,7 +60,7 @@ class _Received(torch.autograd.Function):
         with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
             into = backward(problem, forward(problem), {"average": one.expand(batch, heads, length, group)})
         into[2] = torch.zeros_like(tensors[2])
-        return None, *hand_out(into, tensors, ctx.needs_input_grad[1:])
+        return None, None, *hand_out(into, tensors, ctx.needs_input_grad[2:])
 
 
 def _blank(problem: Problem) -> Tensor:
