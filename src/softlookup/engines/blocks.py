@@ -254,7 +254,7 @@ class Blocks:
         if form.key_bias is not None:
             grad = into[self._own.start][(*q.heads, slice(at.col0, at.col1))]
             grad.add_(self.four(q, ds).sum(2).reshape(grad.shape))
-        self.key_rows(q, at, into[1]).baddbmm_(ds.mT, query.rows)
+        self.add_keys(q, at, into[1], ds, query.rows)
         return torch.bmm(ds, block.key) if dq is None else dq.baddbmm_(ds, block.key)
 
     def _pull_by_autograd(
@@ -275,6 +275,11 @@ class Blocks:
             self.key_rows(q, block.at, into[1]).add_(grads[1][:, 0])
         step = torch.zeros_like(query.rows) if grads[0] is None else grads[0].reshape(query.rows.shape)
         return step if dq is None else dq.add_(step)
+
+    def add_keys(self, q: Queries, block: Block, into: Tensor, w: Tensor, rows: Tensor) -> None:
+        """Add w^T rows, (n, S', W), to the block's rows of a (B, Hkv, S, W) tensor; faster than a product into strided rows."""
+        step = torch.bmm(w.mT, rows, out=self.work("step", w.shape[0], w.shape[-1], rows.shape[-1]))
+        self.key_rows(q, block, into).add_(step)
 
     def finish_query(self, dq: Tensor) -> Tensor:
         """The gradient of the query itself from that of the scaled rows."""

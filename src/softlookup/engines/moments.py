@@ -114,10 +114,11 @@ class Moments:
             top, best = s.max(-1)
             self.argmax = torch.where(top > self.m, best.add_(position), self.argmax)
             return top
-        top, chunk = s.view(*s.shape[:-1], chunks, _CHUNK).amax(-1).max(-1)
+        tops = s.view(-1, chunks, _CHUNK).amax(-1)
+        top = tops.amax(-1).view(self.m.shape)
         moved = (top > self.m).view(-1).nonzero().squeeze(-1)
         if len(moved):
-            chunk = chunk.view(-1).index_select(0, moved)
+            chunk = tops.index_select(0, moved).max(-1).indices
             best = s.view(-1, _CHUNK).index_select(0, moved.mul(chunks).add_(chunk)).max(-1).indices
             self.argmax.view(-1).index_copy_(0, moved, best.add_(chunk, alpha=_CHUNK).add_(position))
         return top

@@ -280,7 +280,7 @@ def _upstream(
         w = e if drop is None else e * drop
         if bad is not None:
             w = w.masked_fill(seen_by(block, bad), math.nan)
-        weights.walk.key_rows(at, block, into[2]).baddbmm_(w.mT, upstream)
+        weights.walk.add_keys(at, block, into[2], w, upstream)
         value, bad_value = weights.value(at, block)
         ds = torch.bmm(upstream, value.mT, out=out)
         if drop is not None:
