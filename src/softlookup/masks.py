@@ -65,6 +65,14 @@ class Mask:
         """True if what is visible depends on i - j alone, so that blocks along a diagonal are alike."""
         return False
 
+    def at_rows(self, rows: Tensor) -> Mask:
+        """The same mask for the query rows `rows` (R,) only; what depends on positions alone stays as it is."""
+        return self
+
+    def at_heads(self, heads: Tensor) -> Mask | None:
+        """The same mask for the query heads `heads` (K,) only; None where it may depend on the head in an unknown way."""
+        return self
+
     def __and__(self, other: Mask) -> Mask:
         return And(self, _as_mask(other))
 
@@ -129,6 +137,13 @@ class And(Mask):
     def differs_in_batch(self) -> bool:
         return self.a.differs_in_batch() or self.b.differs_in_batch()
 
+    def at_rows(self, rows: Tensor) -> Mask:
+        return And(self.a.at_rows(rows), self.b.at_rows(rows))
+
+    def at_heads(self, heads: Tensor) -> Mask | None:
+        a, b = self.a.at_heads(heads), self.b.at_heads(heads)
+        return None if a is None or b is None else And(a, b)
+
 
 @dataclass(frozen=True, eq=False)
 class Or(Mask):
@@ -159,6 +174,13 @@ class Or(Mask):
     def differs_in_batch(self) -> bool:
         return self.a.differs_in_batch() or self.b.differs_in_batch()
 
+    def at_rows(self, rows: Tensor) -> Mask:
+        return Or(self.a.at_rows(rows), self.b.at_rows(rows))
+
+    def at_heads(self, heads: Tensor) -> Mask | None:
+        a, b = self.a.at_heads(heads), self.b.at_heads(heads)
+        return None if a is None or b is None else Or(a, b)
+
 
 @dataclass(frozen=True, eq=False)
 class Not(Mask):
@@ -179,6 +201,13 @@ class Not(Mask):
 
     def differs_in_batch(self) -> bool:
         return self.a.differs_in_batch()
+
+    def at_rows(self, rows: Tensor) -> Mask:
+        return Not(self.a.at_rows(rows))
+
+    def at_heads(self, heads: Tensor) -> Mask | None:
+        a = self.a.at_heads(heads)
+        return None if a is None else Not(a)
 
 
 class Everything(Mask):
@@ -376,6 +405,11 @@ class Documents(Mask):
     def differs_in_batch(self) -> bool:
         return len(self.ids) > 1
 
+    def at_rows(self, rows: Tensor) -> Mask:
+        if self.query_ids is None:
+            return self
+        return Documents(self.ids, self.query_ids[:, rows.to(self.query_ids.device)])
+
 
 class MaskFunction(Mask):
     """Any function `(b, h, i, j) -> bool`, called with broadcastable index tensors, as in FlexAttention's mask_mod.
@@ -388,6 +422,9 @@ class MaskFunction(Mask):
         if not callable(function):
             raise SoftlookupError(f"MaskFunction: expected a function (b, h, i, j) -> bool, got {describe(function)}")
         self.function = function
+
+    def at_heads(self, heads: Tensor) -> Mask | None:
+        return None
 
     def visible(self, tile: Tile) -> Tensor:
         try:
@@ -426,6 +463,12 @@ class Dense(Mask):
     def differs_in_batch(self) -> bool:
         return self.tensor.ndim == 4 and self.tensor.shape[0] > 1
 
+    def at_rows(self, rows: Tensor) -> Mask:
+        return Dense(pick(self.tensor, -2, rows))
+
+    def at_heads(self, heads: Tensor) -> Mask | None:
+        return Dense(pick(self.tensor, -3, heads))
+
 
 class NotHidden(Mask):
     """What a float mask leaves visible: every entry above half of its dtype's minimum (-inf and Hugging Face's "min" hide)."""
@@ -435,6 +478,19 @@ class NotHidden(Mask):
 
     def visible(self, tile: Tile) -> Tensor:
         return ~hidden(tile.pick(self.bias))
+
+    def at_rows(self, rows: Tensor) -> Mask:
+        return NotHidden(pick(self.bias, -2, rows))
+
+    def at_heads(self, heads: Tensor) -> Mask | None:
+        return NotHidden(pick(self.bias, -3, heads))
+
+
+def pick(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
+    """Entries `index` of a (negative) dimension of a tensor that broadcasts to (B, H, L, S); all where one serves all."""
+    if tensor.ndim < -dim or tensor.shape[dim] == 1:
+        return tensor
+    return tensor.index_select(dim, index.to(tensor.device))
 
 
 def hidden(bias: Tensor) -> Tensor:

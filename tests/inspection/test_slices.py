@@ -33,6 +33,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "documents of other queries": {"mask": sl.Documents(torch.arange(S) // 6, torch.arange(L) // 5)},
     "boolean tensor": {"mask": coin(B, 1, L, S)},
     "tensor inside": {"mask": sl.Causal() & ~(Dense(coin(1, 1, L, S)) | sl.Prefix(2))},
+    "per head": {"mask": Dense(coin(1, H, L, S)) & sl.Causal()},
     "float tensor": {"mask": random(L, S).masked_fill(~coin(L, S), -torch.inf)},
     "bias": {"bias": random(1, H, L, S), "scale": 0.3},
     "bias of keys": {"bias": random(B, 1, 1, S)},
@@ -41,9 +42,9 @@ SHARED: dict[str, dict[str, Any]] = {
     "positions": {"mask": sl.Causal(), "query_offset": torch.arange(L) + 3},
 }
 OWN: dict[str, dict[str, Any]] = {
+    "a plain function": {"mask": lambda b, h, i, j: (i >= j) & (j % 4 != h)},
     "a function of the head": {"mask": sl.MaskFunction(lambda b, h, i, j: (i >= j) & (j % 4 != h))},
     "slopes": {"bias": sl.ALiBi(torch.tensor([0.5, 0.25, 0.1, 0.0]))},
-    "dense per head": {"mask": Dense(coin(1, H, L, S))},
     "another score": {"score": sl.Cosine()},
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..masks import And, Causal, Dense, Dilated, Documents, Everything, Mask, Not, Or, Padding, Prefix, Window
+from ..masks import Mask, pick
 from ..normalizers import Softmax
 from ..scores import ScaledDot
 from ..watching import Call
@@ -32,7 +32,7 @@ def at_rows(call: Call, rows: Tensor) -> tuple[Tensor, dict[str, Any]]:
     rows = rows.to(call.query.device)
     mask, bias = call.arguments.get("mask"), call.arguments.get("bias")
     picked = {
-        "mask": _picked(mask, rows) if isinstance(mask, Mask) else _rows(mask, rows),
+        "mask": _rows(mask, rows),
         "bias": _rows(bias, rows),
         "query_offset": positions_of(call).to(rows.device)[rows],
     }
@@ -46,7 +46,7 @@ def at_heads(call: Call, heads: Tensor) -> Call | None:
     """
     arguments = call.arguments
     score, normalizer = arguments.get("score", ScaledDot()), arguments.get("normalizer", Softmax())
-    mask, bias = arguments.get("mask"), arguments.get("bias")
+    mask, bias = _heads(arguments.get("mask"), heads), arguments.get("bias")
     single = all(
         not isinstance(value, Tensor) or value.ndim == 0 for value in (arguments.get("scale"), *vars(score).values())
     )
@@ -54,7 +54,7 @@ def at_heads(call: Call, heads: Tensor) -> Call | None:
         type(score) is not ScaledDot
         or not single
         or not isinstance(bias, (Tensor, type(None)))
-        or not _same_for_all(mask)
+        or (mask is None and arguments.get("mask") is not None)
     ):
         return None
     heads = heads.to(call.query.device)
@@ -62,7 +62,7 @@ def at_heads(call: Call, heads: Tensor) -> Call | None:
     sink = normalizer.sink
     if isinstance(sink, Tensor) and sink.ndim:
         normalizer = Softmax(normalizer.temperature, sink[heads.to(sink.device)])
-    picked = {"normalizer": normalizer, "mask": _heads(mask, heads), "bias": _heads(bias, heads)}
+    picked = {"normalizer": normalizer, "mask": mask, "bias": _heads(bias, heads)}
     return replace(
         call,
         query=call.query.index_select(-3, heads),
@@ -72,39 +72,13 @@ def at_heads(call: Call, heads: Tensor) -> Call | None:
     )
 
 
-def _same_for_all(mask: Any) -> bool:
-    """Whether a mask is known not to depend on the head, a tensor's head dimension aside."""
-    if isinstance(mask, (And, Or)):
-        return _same_for_all(mask.a) and _same_for_all(mask.b)
-    if isinstance(mask, Not):
-        return _same_for_all(mask.a)
-    if isinstance(mask, Dense):
-        return mask.tensor.ndim < 3 or mask.tensor.shape[-3] == 1
-    return mask is None or isinstance(mask, (Tensor, Causal, Dilated, Documents, Everything, Padding, Prefix, Window))
-
-
 def _heads(value: Any, heads: Tensor) -> Any:
-    """Heads of a tensor broadcastable to (B, H, L, S); anything else, and what serves all heads, unchanged."""
-    if isinstance(value, Tensor) and value.ndim >= 3 and value.shape[-3] > 1:
-        return value.index_select(-3, heads.to(value.device))
-    return value
-
-
-def _picked(mask: Mask, rows: Tensor) -> Mask:
-    """The same mask for the query rows ``rows``."""
-    if isinstance(mask, (And, Or)):
-        return type(mask)(_picked(mask.a, rows), _picked(mask.b, rows))
-    if isinstance(mask, Not):
-        return Not(_picked(mask.a, rows))
-    if isinstance(mask, Dense):
-        return Dense(_rows(mask.tensor, rows))
-    if isinstance(mask, Documents) and mask.query_ids is not None:
-        return Documents(mask.ids, mask.query_ids[:, rows.to(mask.query_ids.device)])
-    return mask
+    if isinstance(value, Mask):
+        return value.at_heads(heads)
+    return pick(value, -3, heads) if isinstance(value, Tensor) else None
 
 
 def _rows(value: Any, rows: Tensor) -> Any:
-    """Rows of a tensor broadcastable to (B, H, L, S); anything else, and a row that serves all queries, unchanged."""
-    if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[-2] > 1:
-        return value.index_select(-2, rows.to(value.device))
-    return value
+    if isinstance(value, Mask):
+        return value.at_rows(rows)
+    return pick(value, -2, rows) if isinstance(value, Tensor) else value
