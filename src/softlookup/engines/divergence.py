@@ -16,7 +16,8 @@ from torch import Tensor
 from ..problem import Problem
 from .blocks import Blocks, ScoreBlock
 from .moments import Moments
-from .streaming import hand_out, inverse_z, revive, skeleton, unnormalized
+from .node import hand_out, revive, skeleton
+from .streaming import inverse_z, unnormalized
 from .tiling import Block, Tiling
 
 

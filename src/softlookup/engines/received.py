@@ -14,7 +14,8 @@ from torch import Tensor
 from ..problem import Problem
 from ..summary import Summary
 from .blocks import Blocks
-from .streaming import backward, forward, hand_out, inverse_z, revive, skeleton, unnormalized
+from .node import hand_out, revive, skeleton
+from .streaming import backward, forward, inverse_z, unnormalized
 
 
 def received(problem: Problem, known: Summary | None = None) -> Tensor:

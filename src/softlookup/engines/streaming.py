@@ -15,26 +15,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedError
 from ..problem import Problem
 from ..scores import Pairwise
 from ..summary import Summary
 from .blocks import FLOOR, Blocks, ScoreBlock, largest, refuse_strangers, without_bad
 from .dropout import kept
 from .moments import Moments
+from .node import Readings, summarize
 from .tiling import Block, Queries, rows_of
 from .workspace import Workspace
 
 name = "streaming"
-DIFFERENTIABLE = (
-    "average log_z excess entropy expected_logit_var collision logit_mean logit_var sink_mass distance".split()
-)
-PLAIN = ["max_logit", "visible", "argmax"]
 
 
 def refusal(problem: Problem) -> str | None:
@@ -46,8 +41,7 @@ def run(problem: Problem) -> Summary:
     """The summary of every query, shapes (B, H, L)."""
     if isinstance(problem.form, Pairwise) and torch.is_grad_enabled():
         _probe(problem)
-    fields: dict[str, Any] = dict(zip([*DIFFERENTIABLE, *PLAIN], _Lookup.apply(problem, *problem.tensors()), strict=True))
-    return Summary(**fields, hard=problem.hard)
+    return summarize(problem, forward, backward)
 
 
 def _probe(problem: Problem) -> None:
@@ -64,7 +58,7 @@ def _probe(problem: Problem) -> None:
 # ---- forward ---------------------------------------------------------------------------------------------------------
 
 
-def forward(problem: Problem) -> dict[str, Tensor]:
+def forward(problem: Problem) -> Readings:
     """All readings of a `Summary` that `problem.needs` asks for, and `average`, (B, H, L) and (B, H, L, Ev)."""
     walk = Blocks(problem)
     weights = Weighting(walk)
@@ -188,7 +182,7 @@ class Rows:
     grads: dict[str, Tensor]
 
 
-def backward(problem: Problem, read: dict[str, Tensor], grads: dict[str, Tensor]) -> list[Tensor]:
+def backward(problem: Problem, read: Readings, grads: Readings) -> list[Tensor]:
     """Gradients of all of `problem.tensors()` from those of the readings (`average` and statistics; absent ones are 0)."""
     walk = Blocks(problem)
     weights = Weighting(walk)
@@ -333,75 +327,3 @@ def coefficients(read: dict[str, Tensor], grads: dict[str, Tensor]) -> Rows:
         add(4, -2 * g["logit_var"] * (one["logit_mean"] - m) / n)
         add(5, 2 * g["logit_var"] / n)
     return Rows(m, one["log_z"], c0, c, {k: g[k] for k in ("sink_mass", "distance") if k in g})
-
-
-# ---- autograd --------------------------------------------------------------------------------------------------------
-
-
-class _Lookup(torch.autograd.Function):
-    """The whole lookup as one node of autograd's graph; saves inputs, value and a few scalars per query."""
-
-    @staticmethod
-    def forward(ctx, problem: Problem, *tensors: Tensor):  # noqa: ANN001, ANN205
-        ctx.set_materialize_grads(False)
-        ctx.skeleton = skeleton(problem)
-        read = forward(problem.with_tensors([t.detach() for t in tensors]))
-        ctx.names = [name for name in read if name not in _NOT_USED_BACKWARD]
-        ctx.save_for_backward(*tensors, *(read[name] for name in ctx.names))
-        outputs = tuple(
-            read.get(name) if name in _ALWAYS or name in problem.needs else None for name in (*DIFFERENTIABLE, *PLAIN)
-        )
-        ctx.mark_non_differentiable(*(x for x in outputs[len(DIFFERENTIABLE) :] if x is not None))
-        return outputs
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor | None):  # noqa: ANN001, ANN205
-        count = len(ctx.needs_input_grad) - 1
-        everything = ctx.saved_tensors  # once: reading them unpacks them, and checkpointing allows that a single time
-        tensors, saved = everything[:count], everything[count:]
-        named = zip(DIFFERENTIABLE, grads, strict=False)
-        given = {name: g for name, g in named if g is not None}
-        problem = revive(ctx.skeleton, tensors)
-        with torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
-            into = backward(problem, dict(zip(ctx.names, saved, strict=True)), given)
-        return None, *hand_out(into, tensors, ctx.needs_input_grad[1:])
-
-
-_ALWAYS = ("average", "log_z", "max_logit", "visible")
-_NOT_USED_BACKWARD = ("argmax", "logit_var", "entropy")
-
-
-def skeleton(problem: Problem) -> Problem:
-    """The problem without its tensors, so that autograd alone decides how long those live."""
-    return problem.with_tensors([t.detach().new_empty((0,) * t.ndim) for t in problem.tensors()])
-
-
-def revive(problem: Problem, tensors: tuple[Tensor, ...]) -> Problem:
-    """A skeleton with its tensors again, as leaves of a new graph."""
-    return problem.with_tensors([t.detach().requires_grad_(t.requires_grad) for t in tensors])
-
-
-def hand_out(into: list[Tensor], tensors: tuple[Tensor, ...], wanted: tuple[bool, ...]) -> list[Tensor | None]:
-    """The sums as gradients of the inputs, in the inputs' dtypes."""
-    out = [g.to(t.dtype) if w else None for g, t, w in zip(into, tensors, wanted, strict=True)]
-    return forbid_second_derivative(out, tensors)
-
-
-def forbid_second_derivative(grads: list[Tensor | None], inputs: tuple[Tensor, ...]) -> list[Tensor | None]:
-    """Gradients that raise one clear line if they are differentiated again (create_graph=True is otherwise harmless)."""
-    if not torch.is_grad_enabled():
-        return grads
-    return [None if g is None else _Once.apply(g, *inputs) for g in grads]
-
-
-class _Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, grad: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ANN001
-        return grad.view_as(grad)
-
-    @staticmethod
-    def backward(ctx, *_: Tensor):  # noqa: ANN001, ANN205
-        raise UnsupportedError(
-            "the streaming engine has no second derivative: expected first-order gradients, got double backward "
-            '(softlookup.engine("reference") has one, with the whole weight matrix in memory)'
-        )

@@ -1,0 +1,50 @@
+// The C interface: picks the instruction set, spreads panels over threads.
+#include <atomic>
+
+#include "parallel.h"
+#include "softlookup.h"
+
+#define KERNELS(isa) namespace isa { bool forward(const sl_lookup&, const sl_summary&, int64_t, int64_t, int64_t, int64_t); }
+KERNELS(base)
+#ifdef SL_X86
+KERNELS(avx2)
+KERNELS(avx512)
+#endif
+
+namespace {
+
+struct Kernels {
+    const char* name;
+    decltype(&base::forward) forward;
+};
+
+Kernels choose() {
+#ifdef SL_X86
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
+        return {"AVX-512", avx512::forward};
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {"AVX2", avx2::forward};
+#endif
+    return {"portable", base::forward};
+}
+
+const Kernels& kernels() {
+    static const Kernels chosen = choose();
+    return chosen;
+}
+
+}  // namespace
+
+extern "C" const char* sl_instructions(void) { return kernels().name; }
+
+extern "C" int32_t sl_forward(const sl_lookup* lookup, const sl_summary* out) {
+    const sl_lookup& l = *lookup;
+    const int64_t panels = (l.queries + SL_QUERIES - 1) / SL_QUERIES, all = l.batch * l.heads * panels;
+    std::atomic<bool> finite{true};
+    // The last panels first: under a causal mask they are the longest, and a long task at the end would leave threads idle.
+    parallel(all, l.threads, [&](int64_t task) {
+        const int64_t panel = panels - 1 - task / (l.batch * l.heads), bh = task % (l.batch * l.heads);
+        if (finite && !kernels().forward(l, *out, bh / l.heads, bh % l.heads, panel, panels)) finite = false;
+    });
+    return finite ? 0 : 1;
+}

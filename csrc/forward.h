@@ -1,0 +1,124 @@
+// The forward pass of one panel of queries: scores, weights and weighted sum of one block of keys after another, each block
+// in cache from the product that makes its scores to the one that uses them up (online softmax, Milakov & Gimelshein 2018).
+#pragma once
+
+#include <cmath>
+
+#include "moments.h"
+#include "product.h"
+#include "scratch.h"
+
+namespace SL_ISA {
+
+inline const float* row_of(const sl_tensor& x, int64_t b, int64_t h, int64_t row) {
+    return x.data + b * x.batch + h * x.head + row * x.row;
+}
+
+inline int64_t padded(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
+
+// Rows as they are, or a copy padded with zeros to whole vectors.
+struct Rows {
+    const float* data;
+    int64_t row;
+};
+
+inline Rows whole_vectors(const float* data, int64_t row, int64_t rows, int64_t width, float* copy) {
+    int64_t wide = padded(width);
+    if (wide == width) return {data, row};
+    for (int64_t r = 0; r < rows; ++r) {
+        std::memcpy(copy + r * wide, data + r * row, width * sizeof(float));
+        std::memset(copy + r * wide + width, 0, (wide - width) * sizeof(float));
+    }
+    return {copy, wide};
+}
+
+// Queries of a panel as columns, scaled; columns beyond the last query are zeros.
+inline void pack_queries(const sl_lookup& l, int64_t b, int64_t h, int64_t first, int64_t rows, float* packed) {
+    for (int64_t r = 0; r < SL_QUERIES; ++r) {
+        const float* q = row_of(l.query, b, h, r < rows ? first + r : first);
+        const float scale = r < rows ? l.scale : 0.f;
+        for (int64_t d = 0; d < l.width; ++d) packed[d * SL_QUERIES + r] = q[d] * scale;
+    }
+}
+
+inline bool all_finite(const float* x, int64_t row, int64_t rows, int64_t width) {
+    F sum{};
+    float rest = 0;
+    for (int64_t r = 0; r < rows; ++r, x += row) {
+        int64_t d = 0;
+        for (; d + LANES <= width; d += LANES) sum += load(x + d) * 0.f;
+        for (; d < width; ++d) rest += x[d] * 0.f;
+    }
+    for (int l = 0; l < LANES; ++l) rest += sum[l];
+    return rest == 0;
+}
+
+// What of a panel goes where.
+struct Panel {
+    int64_t b, h, first, rows;
+};
+
+inline void write(const sl_lookup& l, const sl_summary& out, Panel at, const Moments& all, const float* average, int64_t wide) {
+    int64_t base = (at.b * l.heads + at.h) * l.queries + at.first;
+    for (int64_t r = 0; r < at.rows; ++r) {
+        float z = all.z[r], inverse = z > 0 ? 1 / z : 0, *to = out.average + (base + r) * l.value_width;
+        for (int64_t d = 0; d < l.value_width; ++d) to[d] = average[r * wide + d] * inverse;
+        float log_z = z > 0 ? std::log(z) : 0;
+        out.max_logit[base + r] = all.m[r];
+        out.log_z[base + r] = log_z;
+        out.visible[base + r] = (int64_t)all.count[r];
+        if (!l.statistics) continue;
+        out.excess[base + r] = all.mean[r];
+        out.entropy[base + r] = log_z - all.mean[r];
+        out.expected_logit_var[base + r] = all.var[r] * inverse;
+        out.collision[base + r] = all.c[r] * inverse * inverse;
+        out.logit_mean[base + r] = all.flat_mean[r];
+        out.logit_var[base + r] = all.count[r] > 0 ? all.flat_var[r] / all.count[r] : 0;
+        out.sink_mass[base + r] = all.sink[r] * inverse;
+        out.distance[base + r] = all.distance[r] * inverse;
+        out.argmax[base + r] = all.best[r];
+    }
+}
+
+// False where something that is not finite was met.
+inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, int64_t h, int64_t panel, int64_t panels) {
+    const int64_t first = panel * SL_QUERIES, rows = l.queries - first < SL_QUERIES ? l.queries - first : SL_QUERIES;
+    const int64_t g = h / (l.heads / l.kv_heads), wide = padded(l.value_width);
+    Scratch scratch;
+    float* packed = scratch.floats(l.width * SL_QUERIES);
+    float* scores = scratch.floats(SL_KEYS * SL_QUERIES);
+    float* average = scratch.floats(SL_QUERIES * wide);
+    float* copy = scratch.floats(SL_KEYS * wide);
+    Moments& all = *(Moments*)scratch.floats(sizeof(Moments) / sizeof(float));
+    pack_queries(l, b, h, first, rows, packed);
+    if (!all_finite(packed, SL_QUERIES, l.width, SL_QUERIES)) return false;
+    all.clear();
+    std::memset(average, 0, SL_QUERIES * wide * sizeof(float));
+    const int64_t list = (int64_t)l.blocks.pattern[b * l.heads + h] * panels + panel;
+    for (int64_t entry = l.blocks.start[list]; entry < l.blocks.start[list + 1]; ++entry) {
+        const int64_t key = l.blocks.block[entry] * SL_KEYS, keys = l.keys - key < SL_KEYS ? l.keys - key : SL_KEYS;
+        const float* k = row_of(l.key, b, g, key);
+        const float* v = row_of(l.value, b, g, key);
+        if (!all_finite(k, l.key.row, keys, l.width) || !all_finite(v, l.value.row, keys, l.value_width)) return false;
+        product<SCORE_ROWS, SCORE_WIDTH>(keys, SL_QUERIES, l.width, {k, l.key.row, 1}, packed, SL_QUERIES, scores, SL_QUERIES, nullptr);
+        if (l.key_bias) {
+            const float* bias = l.key_bias + b * l.key_bias_batch + h * l.key_bias_head + key;
+            for (int64_t j = 0; j < keys; ++j)
+                for (int64_t r = 0; r < SL_QUERIES; r += LANES) store(scores + j * SL_QUERIES + r, load(scores + j * SL_QUERIES + r) + bias[j]);
+        }
+        const Span at{l.key_position + key, keys, l.query_position + first};
+        const Counted counted{l.first_sink[b], l.sinks};
+        const int32_t bits = l.blocks.bits_of[entry];
+        const uint8_t* hidden = bits < 0 ? nullptr : l.blocks.bits + bits * (SL_KEYS * SL_QUERIES / 8);
+        if (l.statistics)
+            hidden ? add_block<true, true>(scores, hidden, at, counted, all) : add_block<false, true>(scores, hidden, at, counted, all);
+        else
+            hidden ? add_block<true, false>(scores, hidden, at, counted, all) : add_block<false, false>(scores, hidden, at, counted, all);
+        const Rows right = whole_vectors(v, l.value.row, keys, l.value_width, copy);
+        product<VALUE_ROWS, VALUE_WIDTH>(SL_QUERIES, wide, keys, {scores, 1, SL_QUERIES}, right.data, right.row, average, wide, all.fade);
+    }
+    write(l, out, {b, h, first, rows}, all, average, wide);
+    return all_finite(all.z, SL_QUERIES, 1, SL_QUERIES);
+}
+
+}  // namespace SL_ISA

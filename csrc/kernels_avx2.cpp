@@ -1,0 +1,2 @@
+#define SL_ISA avx2
+#include "kernels.inl"

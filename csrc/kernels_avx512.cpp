@@ -1,0 +1,2 @@
+#define SL_ISA avx512
+#include "kernels.inl"

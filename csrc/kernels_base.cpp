@@ -1,0 +1,2 @@
+#define SL_ISA base
+#include "kernels.inl"

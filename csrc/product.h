@@ -1,0 +1,66 @@
+// The only matrix product: C (rows x columns) = A B, or fade * C + A B, with C's tile held in registers.
+//
+// All five products of attention have this form. B is read in vectors, along its rows; A is read one number at a time and
+// may lie either way, so neither scores nor keys are ever transposed:
+//     S^T = K Q^T        rows = keys, columns = queries, summed over the width      (A = K, along its rows)
+//     O   = fade O + P V rows = queries, columns = value width, summed over keys    (A = P^T, across its rows)
+#pragma once
+
+#include "vector.h"
+
+namespace SL_ISA {
+
+// How A lies: element (m, k) is a[m * row + k * column].
+struct Left {
+    const float* a;
+    int64_t row, column;
+};
+
+// ROWS x (WIDTH vectors) of C. fade: null to overwrite C, else one factor per row for what C holds.
+template <int ROWS, int WIDTH>
+inline void tile(int64_t depth, Left left, const float* b, int64_t b_row, float* c, int64_t c_row, const float* fade) {
+    F sum[ROWS][WIDTH] = {};
+    const float* a = left.a;
+    for (int64_t k = 0; k < depth; ++k, a += left.column, b += b_row) {
+        F right[WIDTH];
+#pragma GCC unroll 8
+        for (int n = 0; n < WIDTH; ++n) right[n] = load(b + n * LANES);
+#pragma GCC unroll 8
+        for (int m = 0; m < ROWS; ++m) {
+            F x = splat(a[m * left.row]);
+#pragma GCC unroll 8
+            for (int n = 0; n < WIDTH; ++n) sum[m][n] += x * right[n];
+        }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 8
+        for (int n = 0; n < WIDTH; ++n) {
+            float* at = c + m * c_row + n * LANES;
+            store(at, fade ? load(at) * fade[m] + sum[m][n] : sum[m][n]);
+        }
+}
+
+template <int ROWS, int WIDTH>
+inline void strip(int64_t rows, int64_t depth, Left left, const float* b, int64_t b_row, float* c, int64_t c_row, const float* fade) {
+    int64_t m = 0;
+    for (; m + ROWS <= rows; m += ROWS)
+        tile<ROWS, WIDTH>(depth, {left.a + m * left.row, left.row, left.column}, b, b_row, c + m * c_row, c_row, fade ? fade + m : fade);
+    for (; m < rows; ++m)
+        tile<1, WIDTH>(depth, {left.a + m * left.row, left.row, left.column}, b, b_row, c + m * c_row, c_row, fade ? fade + m : fade);
+}
+
+// C (rows x columns), columns a multiple of LANES. WIDTH x ROWS accumulators should fill the registers, not exceed them.
+template <int ROWS, int WIDTH>
+void product(int64_t rows, int64_t columns, int64_t depth, Left left, const float* b, int64_t b_row, float* c, int64_t c_row,
+             const float* fade) {
+    int64_t n = 0;
+    for (; n + WIDTH * LANES <= columns; n += WIDTH * LANES) strip<ROWS, WIDTH>(rows, depth, left, b + n, b_row, c + n, c_row, fade);
+    for (; n < columns; n += LANES) strip<ROWS, 1>(rows, depth, left, b + n, b_row, c + n, c_row, fade);
+}
+
+// Shapes of tiles that fill the registers: 32 vectors with AVX-512, else 16.
+constexpr int SCORE_ROWS = LANES == 16 ? 8 : 4, SCORE_WIDTH = 3;
+constexpr int VALUE_ROWS = 6, VALUE_WIDTH = LANES == 16 ? 4 : 2;
+
+}  // namespace SL_ISA

@@ -1,0 +1,56 @@
+// The C interface of the native CPU engine: plain structs and pointers, called through ctypes (engines/native.py mirrors
+// the structs field by field). All strides are in elements; the innermost stride of every tensor is 1.
+#pragma once
+
+#include <cstdint>
+
+#define SL_PUBLIC __attribute__((visibility("default")))
+
+extern "C" {
+
+constexpr int64_t SL_QUERIES = 192;  // queries per panel: a multiple of 3 vectors of any width and of 6 rows
+constexpr int64_t SL_KEYS = 96;      // keys per block: scores of one panel and block stay in cache from product to product
+
+// Which blocks of keys a panel of queries sees. Head h of batch entry b follows pattern p = pattern[b * heads + h], which
+// lists, for each panel, entries start[p * panels + panel] … start[p * panels + panel + 1]; an entry is a block of keys and,
+// where the block is partly hidden, the index of its bits: SL_KEYS rows of SL_QUERIES bits, 1 = visible (-1: all visible).
+struct sl_blocks {
+    const int32_t* pattern;
+    const int64_t* start;
+    const int32_t* block;
+    const int32_t* bits_of;
+    const uint8_t* bits;
+};
+
+struct sl_tensor {
+    const float* data;
+    int64_t batch, head, row;
+};
+
+// softmax(scale q k^T + key_bias) v over what `blocks` leaves visible, and the moments of its distribution.
+struct sl_lookup {
+    int64_t batch, heads, kv_heads, queries, keys, width, value_width;
+    sl_tensor query, key, value;
+    float scale;
+    const float* key_bias;  // (B, H, S) with strides, or null
+    int64_t key_bias_batch, key_bias_head;
+    sl_blocks blocks;
+    int64_t query_position, key_position;  // of the first query and key: distances are |i - j|
+    const int64_t* first_sink;             // (B,) position of the first of the `sinks` keys that sink_mass counts
+    int64_t sinks;
+    int32_t statistics;                    // 0: average, max_logit and log_z only
+    int32_t threads;
+};
+
+// What a lookup gives: average (B, H, L, Ev) contiguous; planes (B, H, L) contiguous.
+struct sl_summary {
+    float *average, *max_logit, *log_z, *excess, *entropy, *expected_logit_var, *collision, *logit_mean, *logit_var, *sink_mass,
+        *distance;
+    int64_t *visible, *argmax;
+};
+
+// 0, or 1 where something that is not finite was met: the result is then not to be used.
+SL_PUBLIC int32_t sl_forward(const sl_lookup* lookup, const sl_summary* out);
+
+SL_PUBLIC const char* sl_instructions(void);  // which set of vector instructions was chosen for this processor
+}

@@ -1,0 +1,72 @@
+// Vectors of floats by the compiler's vector extensions: one source for AVX-512, AVX2, NEON and the portable build, no
+// intrinsics. Every kernel file is compiled once per instruction set, inside a namespace of its own.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace SL_ISA {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float F __attribute__((vector_size(LANES * 4)));
+typedef int32_t I __attribute__((vector_size(LANES * 4)));
+
+constexpr float INF = std::numeric_limits<float>::infinity();
+
+inline F load(const float* p) {
+    F x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
+}
+
+inline I load(const int32_t* p) {
+    I x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
+}
+
+inline void store(float* p, F x) { std::memcpy(p, &x, sizeof x); }
+inline void store(int32_t* p, I x) { std::memcpy(p, &x, sizeof x); }
+
+inline F splat(float x) { return x - F{}; }
+inline I splat(int32_t x) { return x - I{}; }
+
+inline I lane_numbers() {
+    I x;
+    for (int l = 0; l < LANES; ++l) x[l] = l;
+    return x;
+}
+
+inline F max(F a, F b) { return a > b ? a : b; }
+inline F abs(F x) { return (F)((I)x & splat(0x7fffffff)); }
+
+inline bool any(I x) {
+    int32_t some = 0;
+    for (int l = 0; l < LANES; ++l) some |= x[l];
+    return some;
+}
+
+// e^t for t <= 0, exactly 0 below -87 (-inf too), NaN for NaN. 2^n by the exponent's bits, where n is t log2(e) rounded by
+// adding a number whose unit in the last place is 1; 2^f for the rest by a polynomial, with a relative error of 1e-7 (fitted).
+inline F exp_negative(F t) {
+    const float log2e = 1.44269504f, round = 12582912.f;
+    F shifted = t * log2e + round;
+    F f = t * log2e - (shifted - round);
+    F p = f * 1.326472721e-3f + 9.671512812e-3f;
+    p = p * f + 5.550733745e-2f;
+    p = p * f + 2.402224208e-1f;
+    p = p * f + 6.931469776e-1f;
+    p = p * f + 1.0f;
+    F e = (F)((I)p + ((I)shifted << 23));
+    return t < splat(-87.f) ? F{} : e;
+}
+
+}  // namespace SL_ISA

@@ -1,0 +1,139 @@
+"""What a mask leaves of a lookup, as the native kernels read it: for every panel of queries, the blocks of keys it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..masks import Cover, Everything, Mask
+from ..problem import Problem
+from ..tile import Region, Tile
+from .library import KEYS, QUERIES
+
+Entry = tuple[int, int]
+"""A block of keys and the index of its bits, -1 where all of it is visible."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlockLists:
+    """pattern: (B * H,) which lists a head follows; start: (patterns * panels + 1,) where a panel's entries begin;
+    block, bits_of: entries; bits: (K, KEYS, QUERIES / 8) visible pairs of partly hidden blocks, lowest bit first."""
+
+    pattern: np.ndarray
+    start: np.ndarray
+    block: np.ndarray
+    bits_of: np.ndarray
+    bits: np.ndarray
+
+
+def block_lists(problem: Problem) -> BlockLists:
+    """The lists of a problem whose queries stand at consecutive positions."""
+    batch, heads, length, _ = problem.query.shape
+    panels = -(-length // QUERIES)
+    if isinstance(problem.mask, Everything):
+        blocks = np.arange(-(-problem.key.shape[2] // KEYS), dtype=np.int32)
+        start = np.arange(panels + 1, dtype=np.int64) * len(blocks)
+        block = np.tile(blocks, panels)
+        return BlockLists(np.zeros(batch * heads, np.int32), start, block, np.full_like(block, -1), np.zeros(1, np.uint8))
+    walk = _Walk(problem)
+    by_batch, by_head = walk.varies()
+    some = np.arange(batch * heads).reshape(batch, heads)
+    pattern = some[:, :1] // heads * (by_batch > 1) + np.zeros_like(some)
+    if by_head > 1:
+        pattern = some if by_batch > 1 else some % heads
+    start, block, bits_of = [0], [], []
+    for b in range(by_batch):
+        for h in range(by_head):
+            for panel in range(panels):
+                for j, bits in walk.panel(b, h, panel):
+                    block.append(j)
+                    bits_of.append(bits)
+                start.append(len(block))
+    bits = np.stack(walk.bits) if walk.bits else np.zeros(1, np.uint8)
+    return BlockLists(
+        np.ascontiguousarray(pattern.reshape(-1), np.int32),
+        np.array(start, np.int64),
+        np.array(block, np.int32),
+        np.array(bits_of, np.int32),
+        bits,
+    )
+
+
+class _Walk:
+    """Asks the mask about ever smaller regions, down to one panel and one block of keys."""
+
+    def __init__(self, problem: Problem):
+        self.mask: Mask = problem.mask
+        self.batch, self.heads, self.length, _ = problem.query.shape
+        self.keys, self.key_offset = problem.key.shape[2], problem.place.key_offset
+        assert isinstance(problem.place.queries, int)
+        self.first = problem.place.queries
+        self.positions = problem.place.positions(self.length, torch.device("cpu"))
+        self.alike = self.mask.relative()
+        self.known: dict[tuple[int, int, int], int | None] = {}
+        self.bits: list[np.ndarray] = []
+
+    def varies(self) -> tuple[int, int]:
+        """How many batch entries and heads have to be asked one by one: their number, or 1 where they are alike."""
+        all_heads = Region(0, self.batch, 0, self.heads, 0, 1, self.first, self.first + 1, self.key_offset, self.key_offset + 1)
+        seen = self.mask.visible(Tile(all_heads, self.positions[:1], self.heads))
+        shape = (1,) * (4 - seen.ndim) + tuple(seen.shape)
+        return shape[0], shape[1]
+
+    def panel(self, b: int, h: int, panel: int) -> Iterator[Entry]:
+        """The blocks of keys that a panel of queries sees anything of, ascending."""
+        row0, row1 = panel * QUERIES, min((panel + 1) * QUERIES, self.length)
+        i0, i1 = self.first + row0, self.first + row1
+        lo, hi = self.mask.span(i0, i1)
+        start = self.key_offset
+        lo, hi = int(max(lo - start, 0)), int(min(hi - start, self.keys))
+        if lo < hi:
+            yield from self._split(Region(b, b + 1, h, h + 1, row0, row1, i0, i1, 0, 0), lo // KEYS, -(-hi // KEYS))
+
+    def _split(self, rows: Region, block0: int, block1: int) -> Iterator[Entry]:
+        j0, j1 = self.key_offset + block0 * KEYS, self.key_offset + min(block1 * KEYS, self.keys)
+        region = Region(rows.b0, rows.b1, rows.h0, rows.h1, rows.row0, rows.row1, rows.i0, rows.i1, j0, j1)
+        if block1 - block0 == 1:
+            bits = self._leaf(region)
+            if bits is not None:
+                yield block0, bits
+            return
+        cover = self.mask.cover(region)
+        if cover is Cover.FULL:
+            yield from ((block, -1) for block in range(block0, block1))
+        elif cover is Cover.PARTIAL:
+            middle = (block0 + block1) // 2
+            yield from self._split(rows, block0, middle)
+            yield from self._split(rows, middle, block1)
+
+    def _leaf(self, region: Region) -> int | None:
+        """Index of the block's bits, -1 where all is visible, None where nothing is; blocks along a diagonal share theirs."""
+        if not self.alike:
+            return self._look(region)
+        kind = region.i0 - region.j0, region.i1 - region.i0, region.j1 - region.j0
+        if kind not in self.known:
+            self.known[kind] = self._look(region)
+        return self.known[kind]
+
+    def _look(self, region: Region) -> int | None:
+        cover = self.mask.cover(region)
+        if cover is not Cover.PARTIAL:
+            return -1 if cover is Cover.FULL else None
+        seen = self.mask.visible(Tile(region, self.positions[region.row0 : region.row1], 1))
+        if seen.all():
+            return -1
+        if not seen.any():
+            return None
+        self.bits.append(_packed(seen.reshape(seen.shape[-2:]), region))
+        return len(self.bits) - 1
+
+
+def _packed(seen: Tensor, region: Region) -> np.ndarray:
+    """A boolean block (L', S') or broadcastable to it, transposed and padded to (KEYS, QUERIES / 8) bytes."""
+    full = np.zeros((KEYS, QUERIES), bool)
+    full[: region.j1 - region.j0, : region.row1 - region.row0] = seen.cpu().numpy().T
+    return np.packbits(full, axis=1, bitorder="little")

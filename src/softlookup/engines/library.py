@@ -1,0 +1,74 @@
+"""The compiled kernels of csrc/ (C ABI, csrc/softlookup.h) through ctypes: structs mirrored field by field, and loading."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor
+
+from . import __path__ as _folders
+
+QUERIES, KEYS = 192, 96
+"""Queries per panel and keys per block: SL_QUERIES and SL_KEYS of csrc/softlookup.h."""
+
+_i64, _pointer = ctypes.c_int64, ctypes.c_void_p
+
+
+class Strided(ctypes.Structure):
+    """A (B, H, N, W) tensor with unit stride in its last dimension."""
+
+    _fields_ = [("data", _pointer), ("batch", _i64), ("head", _i64), ("row", _i64)]
+
+    @classmethod
+    def of(cls, x: Tensor) -> Strided:
+        return cls(x.data_ptr(), *x.stride()[:3])
+
+
+class Blocks(ctypes.Structure):
+    _fields_ = [(name, _pointer) for name in ("pattern", "start", "block", "bits_of", "bits")]
+
+
+class Lookup(ctypes.Structure):
+    _fields_ = [
+        *((name, _i64) for name in ("batch", "heads", "kv_heads", "queries", "keys", "width", "value_width")),
+        *((name, Strided) for name in ("query", "key", "value")),
+        ("scale", ctypes.c_float),
+        ("key_bias", _pointer),
+        ("key_bias_batch", _i64),
+        ("key_bias_head", _i64),
+        ("blocks", Blocks),
+        ("query_position", _i64),
+        ("key_position", _i64),
+        ("first_sink", _pointer),
+        ("sinks", _i64),
+        ("statistics", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    ]
+
+
+READINGS = (
+    *("average", "max_logit", "log_z", "excess", "entropy", "expected_logit_var", "collision"),
+    *("logit_mean", "logit_var", "sink_mass", "distance", "visible", "argmax"),
+)
+
+
+class Summary(ctypes.Structure):
+    _fields_ = [(name, _pointer) for name in READINGS]
+
+
+@cache
+def load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and why there is none; loaded once."""
+    found = [path for folder in _folders if (path := Path(folder, "_native.so")).exists()]
+    if not found:
+        return None, "not built (no C++ compiler when softlookup was installed?)"
+    try:
+        library = ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        return None, f"does not load: {error}"
+    library.sl_instructions.restype = ctypes.c_char_p
+    library.sl_forward.restype = ctypes.c_int32
+    library.sl_forward.argtypes = [ctypes.POINTER(Lookup), ctypes.POINTER(Summary)]
+    return library, library.sl_instructions().decode()

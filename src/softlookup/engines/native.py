@@ -1,0 +1,104 @@
+"""The native CPU engine: one fused pass in C++ (csrc/), with all statistics of the cheap set at a few percent of its time."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from ..problem import Problem
+from ..scores import Product
+from ..summary import Summary
+from . import library, streaming
+from .block_lists import block_lists
+from .node import Readings, summarize
+
+name = "native"
+WIDEST = 512
+_ALWAYS = ("average", "max_logit", "log_z", "visible")
+
+
+def refusal(problem: Problem) -> str | None:
+    """Why this engine cannot run the problem, or None."""
+    found, why = library.load()
+    if found is None:
+        return why
+    form, query = problem.form, problem.query
+    if query.device.type != "cpu":
+        return f"it runs on the CPU, and the inputs are on {query.device}"
+    if problem.value.dtype != torch.float32 or query.dtype != torch.float32 or problem.key.dtype != torch.float32:
+        return f"it computes in float32, and the inputs are {str(problem.value.dtype).removeprefix('torch.')}"
+    if not isinstance(form, Product):
+        return "it scores by products of queries and keys only"
+    if form.pointwise is not None:
+        return f"it has no {type(form.pointwise).__name__} of the scores"
+    if problem.biases:
+        return "it adds no bias to the scores"
+    if problem.dropout is not None:
+        return "it has no dropout"
+    if isinstance(problem.temperature, Tensor) or problem.hard:
+        return "its temperature is one positive number"
+    if isinstance(problem.place.queries, Tensor):
+        return "its queries stand at consecutive positions"
+    if max(query.shape[-1], problem.value.shape[-1]) > WIDEST:
+        return f"it takes widths up to {WIDEST}, got {query.shape[-1]} and {problem.value.shape[-1]}"
+    return None
+
+
+def run(problem: Problem) -> Summary:
+    """The summary of every query, shapes (B, H, L)."""
+    return summarize(problem, forward, streaming.backward)
+
+
+def forward(problem: Problem) -> Readings:
+    """`average` and what `problem.needs` asks for; inputs that are not finite are left to the streaming engine's care."""
+    native, _ = library.load()
+    assert native is not None
+    lookup, kept = _described(problem)
+    batch, heads, length, _ = problem.query.shape
+    wanted = library.READINGS if problem.needs else _ALWAYS
+    read: Readings = {}
+    for reading in wanted:
+        dtype = torch.int64 if reading in ("visible", "argmax") else torch.float32
+        shape = (batch, heads, length, *([problem.value.shape[-1]] if reading == "average" else []))
+        read[reading] = torch.empty(shape, dtype=dtype)
+    out = library.Summary(*(read[x].data_ptr() if x in read else None for x in library.READINGS))
+    if native.sl_forward(ctypes.byref(lookup), ctypes.byref(out)):
+        return streaming.forward(problem)
+    del kept
+    return read
+
+
+def _described(problem: Problem) -> tuple[library.Lookup, tuple[object, ...]]:
+    """The problem as the kernels take it, and what must live as long as that."""
+    form, temperature = problem.form, problem.temperature
+    assert isinstance(form, Product) and isinstance(temperature, (int, float)) and isinstance(problem.place.queries, int)
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (form.query, form.key, problem.value))
+    batch, heads, length, width = query.shape
+    lists = block_lists(problem)
+    bias = None if form.key_bias is None else (form.key_bias / temperature).contiguous()
+    first = problem.first_key
+    first = first.to(torch.int64).contiguous() if isinstance(first, Tensor) else torch.full((batch,), first)
+    first = first.expand(batch).contiguous()
+    lookup = library.Lookup(
+        batch,
+        heads,
+        key.shape[1],
+        length,
+        key.shape[2],
+        width,
+        value.shape[-1],
+        *(library.Strided.of(x) for x in (query, key, value)),
+        float(form.scale) / temperature,
+        None if bias is None else bias.data_ptr(),
+        *((0, 0) if bias is None else bias.stride()[:2]),
+        library.Blocks(*(x.ctypes.data for x in (lists.pattern, lists.start, lists.block, lists.bits_of, lists.bits))),
+        problem.place.queries,
+        problem.place.key_offset,
+        first.data_ptr(),
+        problem.sinks,
+        int(bool(problem.needs)),
+        torch.get_num_threads(),
+    )
+    return lookup, (query, key, value, lists, bias, first)

@@ -1,0 +1,96 @@
+"""One lookup as one node of autograd's graph, whichever engine computes it; saves inputs, value and a few scalars per query."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UnsupportedError
+from ..problem import Problem
+from ..summary import Summary
+
+Readings = dict[str, Tensor]
+"""`average` (B, H, L, Ev) and fields of a `Summary`, each (B, H, L)."""
+
+DIFFERENTIABLE = (
+    "average log_z excess entropy expected_logit_var collision logit_mean logit_var sink_mass distance".split()
+)
+PLAIN = ["max_logit", "visible", "argmax"]
+_ALWAYS = ("average", "log_z", "max_logit", "visible")
+_NOT_USED_BACKWARD = ("argmax", "logit_var", "entropy")
+
+
+def summarize(
+    problem: Problem,
+    forward: Callable[[Problem], Readings],
+    backward: Callable[[Problem, Readings, Readings], list[Tensor]],
+) -> Summary:
+    """The summary that `forward` computes, with gradients by `backward` (problem, readings, gradients of the readings)."""
+    outputs = _Lookup.apply(problem, forward, backward, *problem.tensors())
+    fields: dict[str, Any] = dict(zip([*DIFFERENTIABLE, *PLAIN], outputs, strict=True))
+    return Summary(**fields, hard=problem.hard)
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, problem: Problem, forward, backward, *tensors: Tensor):  # noqa: ANN001, ANN205
+        ctx.set_materialize_grads(False)
+        ctx.skeleton, ctx.back = skeleton(problem), backward
+        read = forward(problem.with_tensors([t.detach() for t in tensors]))
+        ctx.names = [name for name in read if name not in _NOT_USED_BACKWARD]
+        ctx.save_for_backward(*tensors, *(read[name] for name in ctx.names))
+        outputs = tuple(
+            read.get(name) if name in _ALWAYS or name in problem.needs else None for name in (*DIFFERENTIABLE, *PLAIN)
+        )
+        ctx.mark_non_differentiable(*(x for x in outputs[len(DIFFERENTIABLE) :] if x is not None))
+        return outputs
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor | None):  # noqa: ANN001, ANN205
+        wanted = ctx.needs_input_grad[3:]
+        everything = ctx.saved_tensors  # once: reading them unpacks them, and checkpointing allows that a single time
+        tensors, saved = everything[: len(wanted)], everything[len(wanted) :]
+        given = {name: g for name, g in zip(DIFFERENTIABLE, grads, strict=False) if g is not None}
+        problem = revive(ctx.skeleton, tensors)
+        with torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
+            into = ctx.back(problem, dict(zip(ctx.names, saved, strict=True)), given)
+        return None, None, None, *hand_out(into, tensors, wanted)
+
+
+def skeleton(problem: Problem) -> Problem:
+    """The problem without its tensors, so that autograd alone decides how long those live."""
+    return problem.with_tensors([t.detach().new_empty((0,) * t.ndim) for t in problem.tensors()])
+
+
+def revive(problem: Problem, tensors: tuple[Tensor, ...]) -> Problem:
+    """A skeleton with its tensors again, as leaves of a new graph."""
+    return problem.with_tensors([t.detach().requires_grad_(t.requires_grad) for t in tensors])
+
+
+def hand_out(into: list[Tensor], tensors: tuple[Tensor, ...], wanted: tuple[bool, ...]) -> list[Tensor | None]:
+    """The sums as gradients of the inputs, in the inputs' dtypes."""
+    out = [g.to(t.dtype) if w else None for g, t, w in zip(into, tensors, wanted, strict=True)]
+    return forbid_second_derivative(out, tensors)
+
+
+def forbid_second_derivative(grads: list[Tensor | None], inputs: tuple[Tensor, ...]) -> list[Tensor | None]:
+    """Gradients that raise one clear line if they are differentiated again (create_graph=True is otherwise harmless)."""
+    if not torch.is_grad_enabled():
+        return grads
+    return [None if g is None else _Once.apply(g, *inputs) for g in grads]
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grad: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ANN001
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx, *_: Tensor):  # noqa: ANN001, ANN205
+        raise UnsupportedError(
+            "a lookup has no second derivative: expected first-order gradients, got double backward "
+            '(softlookup.engine("reference") has one, with the whole weight matrix in memory)'
+        )

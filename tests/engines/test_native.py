@@ -1,0 +1,142 @@
+"""The native engine against the float64 oracle: value, every statistic and every gradient, over shapes, strides and masks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import softlookup as sl
+from softlookup.engines import library
+from softlookup.summary import CHEAP
+
+pytestmark = pytest.mark.skipif(library.load()[0] is None, reason=f"no native engine: {library.load()[1]}")
+
+DIFFERENTIABLE = [name for name in CHEAP if name not in ("max_logit", "max_weight", "argmax", "visible")]
+MASKS = {
+    "all": lambda n, s: None,
+    "causal": lambda n, s: sl.Causal(),
+    "window": lambda n, s: sl.Causal() & sl.Window(37),
+    "two-sided window": lambda n, s: sl.Window(20),
+    "prefix": lambda n, s: sl.Prefix(torch.tensor([s // 3, s // 2])) | sl.Causal(),
+    "padding left": lambda n, s: sl.Padding(torch.arange(s) >= torch.tensor([[3], [s // 2]])) & sl.Causal(),
+    "documents": lambda n, s: sl.Documents(torch.arange(s) // 70),
+    "dilated": lambda n, s: sl.Dilated(3) & sl.Causal(),
+    "dense": lambda n, s: torch.rand(2, 1, n, s) > 0.4,
+    "dense per head": lambda n, s: torch.rand(1, 4, n, s) > 0.4,
+    "function": lambda n, s: sl.MaskFunction(lambda b, h, i, j: (i + b >= j + h) & (j % 7 != h)),
+    "nothing": lambda n, s: ~sl.Prefix(s),
+}
+
+
+def inputs(n: int, s: int, width: int, value_width: int, kv_heads: int = 4, seed: int = 0) -> list[torch.Tensor]:
+    make = torch.Generator().manual_seed(seed)
+    shapes = (2, 4, n, width), (2, kv_heads, s, width), (2, kv_heads, s, value_width)
+    return [torch.randn(shape, generator=make) for shape in shapes]
+
+
+def agrees(tensors: list[torch.Tensor], within: float = 5e-6, **arguments) -> None:
+    """Value, statistics and gradients of the native engine equal the oracle's in float64."""
+    single = [t.detach().requires_grad_() for t in tensors]
+    double = [t.detach().double().requires_grad_() for t in tensors]
+    stats = arguments.pop("stats", True)
+    assert sl.explain(*single, **arguments).engine == "native"
+    y, got = sl.attend(*single, stats=stats, **arguments)
+    with sl.engine("reference"):
+        want_y, want = sl.attend(*double, stats=stats, **arguments)
+    close("value", y, want_y, 2e-6)
+    for name in got.names:
+        close(name, got[name], want[name], within)
+    torch.manual_seed(1)
+    weights = [torch.randn_like(y), *(torch.randn_like(got[x]) for x in got.names if got[x].requires_grad)]
+    outputs = [(y, want_y), *((got[x], want[x]) for x in got.names if got[x].requires_grad)]
+    loss = sum((a * w).sum() for (a, _), w in zip(outputs, weights, strict=True))
+    exact = sum((b * w.double()).sum() for (_, b), w in zip(outputs, weights, strict=True))
+    grads, want_grads = torch.autograd.grad(loss, single), torch.autograd.grad(exact, double)
+    for name, g, w in zip(("query", "key", "value"), grads, want_grads, strict=True):
+        close(f"gradient of {name}", g, w, 1e-5)
+
+
+def close(name: str, got: torch.Tensor, want: torch.Tensor, within: float) -> None:
+    if not got.is_floating_point():
+        assert torch.equal(got, want), name
+        return
+    want = want.detach()
+    finite = want.isfinite()
+    assert torch.equal(finite, got.isfinite()), name
+    scale = want[finite].abs().max().clamp(min=1e-6) if finite.any() else 1.0
+    error = ((got.detach().double() - want)[finite].abs().max() / scale).item() if finite.any() else 0.0
+    assert error <= within, f"{name}: error {error:.1e} of the largest, expected at most {within}"
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("n", "s"), [(300, 300), (65, 257)])
+def test_masks(mask, n, s):
+    torch.manual_seed(0)
+    agrees(inputs(n, s, 16, 16), mask=MASKS[mask](n, s))
+
+
+@pytest.mark.parametrize(
+    ("n", "s", "width", "value_width"),
+    [(1, 1, 1, 1), (1, 500, 64, 64), (193, 97, 8, 1), (97, 193, 1, 8), (5, 7, 33, 17), (200, 200, 80, 48), (40, 200, 512, 512)],
+)
+def test_shapes(n, s, width, value_width):
+    names = CHEAP if n <= s else [name for name in CHEAP if name != "distance"]
+    agrees(inputs(n, s, width, value_width), stats=names)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_groups_of_query_heads(kv_heads):
+    agrees(inputs(250, 250, 24, 24, kv_heads), mask=sl.Causal())
+
+
+def test_temperature_scale_and_key_bias():
+    tensors = inputs(150, 220, 16, 16)
+    agrees(tensors, normalizer=sl.Softmax(temperature=0.7), scale=0.4)
+    agrees(tensors, score=sl.Gaussian(2.0), mask=sl.Causal(), normalizer=sl.Softmax(temperature=1.3))
+    agrees(tensors, score=sl.Cosine(), scale=5.0)
+    agrees(tensors, score=sl.ScaledDot(ssmax=0.4), mask=sl.Causal())
+
+
+def test_strides():
+    q, k, v = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in inputs(130, 130, 16, 16))
+    packed = torch.randn(2, 4, 130, 48)
+    agrees([q, k, v], mask=sl.Causal())
+    agrees([packed[..., :16], packed[..., 16:32], packed[..., 32:]], mask=sl.Causal())
+    agrees([t.mT.contiguous().mT for t in (q, k, v)], mask=sl.Causal())
+    agrees([q[..., ::1, :], k[:1].expand(2, -1, -1, -1), v[:, :1].expand(-1, 4, -1, -1)])
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-3, 30.0, 1e4])
+def test_magnitudes(size):
+    """Logits to 1e4 and denormal products; the oracle is the materialized formula in float32 there, which rounds alike."""
+    q, k, v = inputs(120, 120, 16, 16)
+    y = sl.attend(q * size, k, v, mask=sl.Causal())
+    with sl.engine("reference"):
+        want = sl.attend((q * size).double(), k.double(), v.double(), mask=sl.Causal())
+        single = sl.attend(q * size, k, v, mask=sl.Causal())
+    assert (y - want).abs().max() <= 2 * (single - want).abs().max() + 1e-6
+
+
+def test_parts_of_the_keys():
+    q, k, v = inputs(200, 333, 16, 16)
+    mask = sl.Causal() & sl.Window(120)
+    whole, stats = sl.attend(q, k, v, mask=mask, stats=True)
+    cuts = (0, 50, 51, 250, 333)
+    parts = [
+        sl.lookup(q, k[:, :, a:b], v[:, :, a:b], mask=mask, key_offset=a, total_keys=333)
+        for a, b in zip(cuts, cuts[1:], strict=False)
+    ]
+    merged = sl.merge(*parts)
+    close("value", merged.value, whole, 2e-6)
+    for name in CHEAP:
+        close(name, merged.stats(name), stats[name], 5e-6)
+
+
+def test_the_same_twice_and_for_any_number_of_threads():
+    q, k, v = inputs(400, 400, 32, 32)
+    y, stats = sl.attend(q, k, v, mask=sl.Causal(), stats=True)
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        again, other = sl.attend(q, k, v, mask=sl.Causal(), stats=True)
+        assert torch.equal(y, again)
+        assert all(torch.equal(stats[name], other[name]) for name in CHEAP)
