@@ -4,7 +4,11 @@
 #include "parallel.h"
 #include "softlookup.h"
 
-#define KERNELS(isa) namespace isa { bool forward(const sl_lookup&, const sl_summary&, int64_t, int64_t, int64_t, int64_t); }
+#define KERNELS(isa)                                                                                                       \
+    namespace isa {                                                                                                        \
+    bool forward(const sl_lookup&, const sl_summary&, int64_t, int64_t, int64_t, int64_t);                                 \
+    bool backward(const sl_lookup&, const sl_upstream&, const sl_gradients&, int64_t, int64_t, int64_t, int64_t, int64_t); \
+    }
 KERNELS(base)
 #ifdef SL_X86
 KERNELS(avx2)
@@ -16,16 +20,17 @@ namespace {
 struct Kernels {
     const char* name;
     decltype(&base::forward) forward;
+    decltype(&base::backward) backward;
 };
 
 Kernels choose() {
 #ifdef SL_X86
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl"))
-        return {"AVX-512", avx512::forward};
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {"AVX2", avx2::forward};
+        return {"AVX-512", avx512::forward, avx512::backward};
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {"AVX2", avx2::forward, avx2::backward};
 #endif
-    return {"portable", base::forward};
+    return {"portable", base::forward, base::backward};
 }
 
 const Kernels& kernels() {
@@ -45,6 +50,18 @@ extern "C" int32_t sl_forward(const sl_lookup* lookup, const sl_summary* out) {
     parallel(all, l.threads, [&](int64_t task) {
         const int64_t panel = panels - 1 - task / (l.batch * l.heads), bh = task % (l.batch * l.heads);
         if (finite && !kernels().forward(l, *out, bh / l.heads, bh % l.heads, panel, panels)) finite = false;
+    });
+    return finite ? 0 : 1;
+}
+
+extern "C" int32_t sl_backward(const sl_lookup* lookup, const sl_upstream* upstream, const sl_gradients* out) {
+    const sl_lookup& l = *lookup;
+    const int64_t blocks = (l.keys + SL_KEYS - 1) / SL_KEYS, heads = l.batch * l.kv_heads;
+    std::atomic<bool> finite{true};
+    parallel(heads * out->parts, l.threads, [&](int64_t task) {
+        const int64_t part = task / heads, bg = task % heads;
+        const int64_t block0 = blocks * part / out->parts, block1 = blocks * (part + 1) / out->parts;
+        if (finite && !kernels().backward(l, *upstream, *out, bg / l.kv_heads, bg % l.kv_heads, part, block0, block1)) finite = false;
     });
     return finite ? 0 : 1;
 }

@@ -5,53 +5,9 @@
 #include <cmath>
 
 #include "moments.h"
-#include "product.h"
-#include "scratch.h"
+#include "panel.h"
 
 namespace SL_ISA {
-
-inline const float* row_of(const sl_tensor& x, int64_t b, int64_t h, int64_t row) {
-    return x.data + b * x.batch + h * x.head + row * x.row;
-}
-
-inline int64_t padded(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
-
-// Rows as they are, or a copy padded with zeros to whole vectors.
-struct Rows {
-    const float* data;
-    int64_t row;
-};
-
-inline Rows whole_vectors(const float* data, int64_t row, int64_t rows, int64_t width, float* copy) {
-    int64_t wide = padded(width);
-    if (wide == width) return {data, row};
-    for (int64_t r = 0; r < rows; ++r) {
-        std::memcpy(copy + r * wide, data + r * row, width * sizeof(float));
-        std::memset(copy + r * wide + width, 0, (wide - width) * sizeof(float));
-    }
-    return {copy, wide};
-}
-
-// Queries of a panel as columns, scaled; columns beyond the last query are zeros.
-inline void pack_queries(const sl_lookup& l, int64_t b, int64_t h, int64_t first, int64_t rows, float* packed) {
-    for (int64_t r = 0; r < SL_QUERIES; ++r) {
-        const float* q = row_of(l.query, b, h, r < rows ? first + r : first);
-        const float scale = r < rows ? l.scale : 0.f;
-        for (int64_t d = 0; d < l.width; ++d) packed[d * SL_QUERIES + r] = q[d] * scale;
-    }
-}
-
-inline bool all_finite(const float* x, int64_t row, int64_t rows, int64_t width) {
-    F sum{};
-    float rest = 0;
-    for (int64_t r = 0; r < rows; ++r, x += row) {
-        int64_t d = 0;
-        for (; d + LANES <= width; d += LANES) sum += load(x + d) * 0.f;
-        for (; d < width; ++d) rest += x[d] * 0.f;
-    }
-    for (int l = 0; l < LANES; ++l) rest += sum[l];
-    return rest == 0;
-}
 
 // What of a panel goes where.
 struct Panel {
@@ -101,15 +57,10 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
         const float* v = row_of(l.value, b, g, key);
         if (!all_finite(k, l.key.row, keys, l.width) || !all_finite(v, l.value.row, keys, l.value_width)) return false;
         product<SCORE_ROWS, SCORE_WIDTH>(keys, SL_QUERIES, l.width, {k, l.key.row, 1}, packed, SL_QUERIES, scores, SL_QUERIES, nullptr);
-        if (l.key_bias) {
-            const float* bias = l.key_bias + b * l.key_bias_batch + h * l.key_bias_head + key;
-            for (int64_t j = 0; j < keys; ++j)
-                for (int64_t r = 0; r < SL_QUERIES; r += LANES) store(scores + j * SL_QUERIES + r, load(scores + j * SL_QUERIES + r) + bias[j]);
-        }
+        add_key_bias(l, b, h, key, keys, scores);
         const Span at{l.key_position + key, keys, l.query_position + first};
         const Counted counted{l.first_sink[b], l.sinks};
-        const int32_t bits = l.blocks.bits_of[entry];
-        const uint8_t* hidden = bits < 0 ? nullptr : l.blocks.bits + bits * (SL_KEYS * SL_QUERIES / 8);
+        const uint8_t* hidden = bits_of(l.blocks, entry);
         if (l.statistics)
             hidden ? add_block<true, true>(scores, hidden, at, counted, all) : add_block<false, true>(scores, hidden, at, counted, all);
         else

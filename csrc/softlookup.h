@@ -52,5 +52,21 @@ struct sl_summary {
 // 0, or 1 where something that is not finite was met: the result is then not to be used.
 SL_PUBLIC int32_t sl_forward(const sl_lookup* lookup, const sl_summary* out);
 
+// The way back. Coefficients are those of docs/semantics.md, (B, H, L) each or null where 0, with what p = e^t / Z multiplies
+// already divided by Z: dS = e^t (dP + c0 + c1 t + c2 t^2 + c3 e^t + sink [j is a sink] + distance |i - j|) + c4 + c5 t.
+struct sl_upstream {
+    sl_tensor average;  // gradient of the average, data null where there is none
+    const float *max_logit, *inverse_z, *c0, *c1, *c2, *c3, *c4, *c5, *sink, *distance;
+};
+
+// Gradients, contiguous: query (parts, B, H, L, E), one for each part of the keys, to be summed; key (B, Hkv, S, E), value
+// (B, Hkv, S, Ev), key_bias (B, H, S) or null. All but those of queries must be zeros before.
+struct sl_gradients {
+    float *query, *key, *value, *key_bias;
+    int64_t parts;
+};
+
+SL_PUBLIC int32_t sl_backward(const sl_lookup* lookup, const sl_upstream* upstream, const sl_gradients* out);
+
 SL_PUBLIC const char* sl_instructions(void);  // which set of vector instructions was chosen for this processor
 }

@@ -58,6 +58,17 @@ class Summary(ctypes.Structure):
     _fields_ = [(name, _pointer) for name in READINGS]
 
 
+COEFFICIENTS = ("max_logit", "inverse_z", "c0", "c1", "c2", "c3", "c4", "c5", "sink", "distance")
+
+
+class Upstream(ctypes.Structure):
+    _fields_ = [("average", Strided), *((name, _pointer) for name in COEFFICIENTS)]
+
+
+class Gradients(ctypes.Structure):
+    _fields_ = [*((name, _pointer) for name in ("query", "key", "value", "key_bias")), ("parts", _i64)]
+
+
 @cache
 def load() -> tuple[ctypes.CDLL | None, str]:
     """The library, or None and why there is none; loaded once."""
@@ -71,4 +82,6 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     library.sl_instructions.restype = ctypes.c_char_p
     library.sl_forward.restype = ctypes.c_int32
     library.sl_forward.argtypes = [ctypes.POINTER(Lookup), ctypes.POINTER(Summary)]
+    library.sl_backward.restype = ctypes.c_int32
+    library.sl_backward.argtypes = [ctypes.POINTER(Lookup), ctypes.POINTER(Upstream), ctypes.POINTER(Gradients)]
     return library, library.sl_instructions().decode()

@@ -48,7 +48,7 @@ def refusal(problem: Problem) -> str | None:
 
 def run(problem: Problem) -> Summary:
     """The summary of every query, shapes (B, H, L)."""
-    return summarize(problem, forward, streaming.backward)
+    return summarize(problem, forward, backward)
 
 
 def forward(problem: Problem) -> Readings:
@@ -68,6 +68,48 @@ def forward(problem: Problem) -> Readings:
         return streaming.forward(problem)
     del kept
     return read
+
+
+def backward(problem: Problem, read: Readings, grads: Readings) -> list[Tensor]:
+    """Gradients of query, key, value (and key bias) from those of the readings."""
+    native, _ = library.load()
+    assert native is not None
+    lookup, kept = _described(problem)
+    rows = streaming.coefficients(read, grads)
+    share = streaming.inverse_z(rows.log_z)
+    planes = {"max_logit": read["max_logit"], "inverse_z": share, "c0": rows.c0 * share}
+    planes |= {f"c{k}": c if k > 3 else c * share * (share if k == 3 else 1) for k, c in rows.c.items()}
+    planes |= {name.removesuffix("_mass"): g * share for name, g in rows.grads.items()}
+    shape = read["max_logit"].shape
+    planes = {name: x.reshape(shape).contiguous() for name, x in planes.items()}
+    average = grads.get("average")
+    if average is not None and average.stride(-1) != 1:
+        average = average.contiguous()
+    upstream = library.Upstream(
+        library.Strided(None, 0, 0, 0) if average is None else library.Strided.of(average),
+        *(planes[name].data_ptr() if name in planes else None for name in library.COEFFICIENTS),
+    )
+    into = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in problem.tensors()]
+    parts = _parts(problem)
+    query = into[0] if parts == 1 else into[0].new_zeros((parts, *into[0].shape))
+    bias = into[3].data_ptr() if len(into) > 3 else None
+    out = library.Gradients(query.data_ptr(), into[1].data_ptr(), into[2].data_ptr(), bias, parts)
+    if native.sl_backward(ctypes.byref(lookup), ctypes.byref(upstream), ctypes.byref(out)):
+        return streaming.backward(problem, read, grads)
+    del kept
+    if parts > 1:
+        into[0] = query.sum(0)
+    if len(into) > 3:
+        into[3] /= problem.temperature
+    return into
+
+
+def _parts(problem: Problem) -> int:
+    """In how many parts keys are taken, so that every thread has work: each part sums query gradients of its own."""
+    threads, tasks = torch.get_num_threads(), problem.key.shape[0] * problem.key.shape[1]
+    if tasks % threads == 0 or tasks >= 4 * threads:
+        return 1
+    return min(-(-4 * threads // tasks), -(-problem.key.shape[2] // library.KEYS))
 
 
 def _described(problem: Problem) -> tuple[library.Lookup, tuple[object, ...]]:

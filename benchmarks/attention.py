@@ -1,6 +1,6 @@
-"""The streaming engine against torch's fused attention, side by side in one run.
+"""An engine against torch's fused attention, side by side in one run.
 
-    python benchmarks/streaming.py [--rounds 7] [--json PATH] [--threads 2]
+    python benchmarks/attention.py [--engine native] [--rounds 7] [--json PATH] [--threads 2] [--only TEXT]
 
 Each round times every contender once, in turn; a row is the median over rounds of (peer's time / ours), with quartiles,
 so that drifting clocks cancel. Above 1 means that ours is faster. Outputs are checked equal first.
@@ -14,17 +14,18 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn import functional as F
 
 import softlookup as sl
 
-H, E = 8, 64
+H = 8
 
 
-def inputs(n: int, grad: bool = False) -> list[torch.Tensor]:
-    return [torch.randn(1, H, n, E).requires_grad_(grad) for _ in range(3)]
+def inputs(n: int, width: int = 64, grad: bool = False) -> list[torch.Tensor]:
+    return [torch.randn(1, H, n, width).requires_grad_(grad) for _ in range(3)]
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -42,8 +43,8 @@ def ratios(peer: Callable[[], object], ours: Callable[[], object], rounds: int) 
     return {"ratio": middle, "q1": low, "q3": high, "peer_ms": a, "ours_ms": b}
 
 
-def dense(n: int, stats: bool, causal: bool, rounds: int) -> dict[str, float]:
-    q, k, v = inputs(n)
+def forward(n: int, width: int, stats: bool, causal: bool, rounds: int) -> dict[str, float]:
+    q, k, v = inputs(n, width)
     mask = sl.Causal() if causal else None
 
     def peer() -> torch.Tensor:
@@ -56,10 +57,10 @@ def dense(n: int, stats: bool, causal: bool, rounds: int) -> dict[str, float]:
     return ratios(peer, ours, rounds)
 
 
-def backward(n: int, stats: bool, causal: bool, rounds: int) -> dict[str, float]:
+def backward(n: int, width: int, stats: bool, causal: bool, rounds: int) -> dict[str, float]:
     """Backward alone: the forward of each round is not timed."""
-    q, k, v = inputs(n, grad=True)
-    g = torch.randn(1, H, n, E)
+    q, k, v = inputs(n, width, grad=True)
+    g = torch.randn(1, H, n, width)
     mask = sl.Causal() if causal else None
     times: dict[str, list[float]] = {"peer": [], "ours": []}
     for _ in range(rounds + 1):
@@ -99,30 +100,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json")
+    parser.add_argument("--engine", default="native", choices=("native", "streaming"))
     parser.add_argument("--only", default="", help="run only the rows whose name contains this")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    rows: dict[str, Callable[[], dict[str, float]]] = {
-        "forward 4096": lambda: dense(4096, False, False, args.rounds),
-        "forward 4096, statistics": lambda: dense(4096, True, False, args.rounds),
-        "forward 4096 causal": lambda: dense(4096, False, True, args.rounds),
-        "forward 4096 causal, statistics": lambda: dense(4096, True, True, args.rounds),
-        "backward 4096": lambda: backward(4096, False, False, args.rounds),
-        "backward 4096, statistics": lambda: backward(4096, True, False, args.rounds),
-        "backward 4096 causal": lambda: backward(4096, False, True, args.rounds),
-        "forward 1024": lambda: dense(1024, False, False, args.rounds),
-        "forward 1024, statistics": lambda: dense(1024, True, False, args.rounds),
-        "window 256 of 8192, statistics": lambda: window(8192, 256, max(3, args.rounds // 2)),
-    }
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {args.threads} threads, B=1 H={H} D={E}")
-    print(f"{'peer: torch SDPA (fp32)':34s} {'ratio':>6s}  {'quartiles':>12s} {'peer ms':>9s} {'ours ms':>9s}")
+    rows: dict[str, Callable[[], dict[str, float]]] = {}
+    for width in (64, 128):
+        for n in (1024, 4096):
+            for causal in (False, True):
+                for stats in (False, True):
+                    name = f"{n}{' causal' * causal}, D={width}{', statistics' * stats}"
+                    arguments = n, width, stats, causal, args.rounds
+                    rows[f"forward {name}"] = partial(forward, *arguments)
+                    rows[f"backward {name}"] = partial(backward, *arguments)
+    rows["forward window 256 of 8192, statistics"] = lambda: window(8192, 256, max(3, args.rounds // 2))
+    print(
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {args.threads} threads, B=1 H={H}, engine {args.engine}"
+    )
+    print(f"{'peer: torch SDPA (fp32)':42s} {'ratio':>6s}  {'quartiles':>12s} {'peer ms':>9s} {'ours ms':>9s}")
     results = {}
     for name, run in rows.items():
         if args.only in name:
-            results[name] = r = run()
+            with sl.engine(args.engine):
+                results[name] = r = run()
             spread = f"{r['q1']:.2f} – {r['q3']:.2f}"
-            print(f"{name:34s} {r['ratio']:6.2f}  {spread:>12s} {r['peer_ms']:9.1f} {r['ours_ms']:9.1f}", flush=True)
+            print(f"{name:42s} {r['ratio']:6.2f}  {spread:>12s} {r['peer_ms']:9.1f} {r['ours_ms']:9.1f}", flush=True)
     if args.json:
         with open(args.json, "w") as file:
             json.dump(results, file, indent=1)

@@ -1,0 +1,66 @@
+// What forward and backward share: rows of the inputs as the products want them.
+#pragma once
+
+#include "product.h"
+#include "scratch.h"
+#include "softlookup.h"
+
+namespace SL_ISA {
+
+inline const float* row_of(const sl_tensor& x, int64_t b, int64_t h, int64_t row) {
+    return x.data + b * x.batch + h * x.head + row * x.row;
+}
+
+inline int64_t padded(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
+
+// Rows as they are, or a copy padded with zeros to whole vectors.
+struct Rows {
+    const float* data;
+    int64_t row;
+};
+
+inline Rows whole_vectors(const float* data, int64_t row, int64_t rows, int64_t width, float* copy) {
+    int64_t wide = padded(width);
+    if (wide == width) return {data, row};
+    for (int64_t r = 0; r < rows; ++r) {
+        std::memcpy(copy + r * wide, data + r * row, width * sizeof(float));
+        std::memset(copy + r * wide + width, 0, (wide - width) * sizeof(float));
+    }
+    return {copy, wide};
+}
+
+// Queries of a panel as columns, scaled; columns beyond the last query are zeros.
+inline void pack_queries(const sl_lookup& l, int64_t b, int64_t h, int64_t first, int64_t rows, float* packed) {
+    for (int64_t r = 0; r < SL_QUERIES; ++r) {
+        const float* q = row_of(l.query, b, h, r < rows ? first + r : first);
+        const float scale = r < rows ? l.scale : 0.f;
+        for (int64_t d = 0; d < l.width; ++d) packed[d * SL_QUERIES + r] = q[d] * scale;
+    }
+}
+
+inline bool all_finite(const float* x, int64_t row, int64_t rows, int64_t width) {
+    F sum{};
+    float rest = 0;
+    for (int64_t r = 0; r < rows; ++r, x += row) {
+        int64_t d = 0;
+        for (; d + LANES <= width; d += LANES) sum += load(x + d) * 0.f;
+        for (; d < width; ++d) rest += x[d] * 0.f;
+    }
+    for (int l = 0; l < LANES; ++l) rest += sum[l];
+    return rest == 0;
+}
+
+// scores += the bias of each key.
+inline void add_key_bias(const sl_lookup& l, int64_t b, int64_t h, int64_t key, int64_t keys, float* scores) {
+    if (!l.key_bias) return;
+    const float* bias = l.key_bias + b * l.key_bias_batch + h * l.key_bias_head + key;
+    for (int64_t j = 0; j < keys; ++j, scores += SL_QUERIES)
+        for (int64_t r = 0; r < SL_QUERIES; r += LANES) store(scores + r, load(scores + r) + bias[j]);
+}
+
+inline const uint8_t* bits_of(const sl_blocks& blocks, int64_t entry) {
+    const int64_t bits = blocks.bits_of[entry];
+    return bits < 0 ? nullptr : blocks.bits + bits * (SL_KEYS * SL_QUERIES / 8);
+}
+
+}  // namespace SL_ISA
