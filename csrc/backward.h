@@ -144,10 +144,10 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                     fresh = false;
                 }
                 const int64_t first = panel * SL_QUERIES, rows = l.queries - first < SL_QUERIES ? l.queries - first : SL_QUERIES;
-                product<SCORE_ROWS, SCORE_WIDTH>(keys, SL_QUERIES, l.width, {k, l.key.row, 1}, head.columns + panel * l.width * SL_QUERIES,
+                product(keys, SL_QUERIES, l.width, {k, l.key.row, 1}, head.columns + panel * l.width * SL_QUERIES,
                                                  SL_QUERIES, scores, SL_QUERIES, nullptr);
                 add_key_bias(l, b, h, key, keys, scores);
-                product<SCORE_ROWS, SCORE_WIDTH>(keys, SL_QUERIES, l.value_width, {v, l.value.row, 1},
+                product(keys, SL_QUERIES, l.value_width, {v, l.value.row, 1},
                                                  head.upstream_columns + panel * l.value_width * SL_QUERIES, SL_QUERIES, dp, SL_QUERIES, nullptr);
                 const Span at{l.key_position + key, keys, l.query_position + first};
                 const Counted counted{l.first_sink[b], l.sinks};
@@ -157,10 +157,10 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                     hidden ? differentiate<true, true>(scores, dp, hidden, at, counted, c) : differentiate<false, true>(scores, dp, hidden, at, counted, c);
                 else
                     hidden ? differentiate<true, false>(scores, dp, hidden, at, counted, c) : differentiate<false, false>(scores, dp, hidden, at, counted, c);
-                product<VALUE_ROWS, VALUE_WIDTH>(keys, value_wide, rows, {scores, SL_QUERIES, 1}, head.upstream + first * value_wide, value_wide, dv,
+                product(keys, value_wide, rows, {scores, SL_QUERIES, 1}, head.upstream + first * value_wide, value_wide, dv,
                                                  value_wide, kept);
-                product<VALUE_ROWS, VALUE_WIDTH>(keys, wide, rows, {dp, SL_QUERIES, 1}, head.rows.data + first * head.rows.row, head.rows.row, dk, wide, kept);
-                product<VALUE_ROWS, VALUE_WIDTH>(SL_QUERIES, wide, keys, {dp, 1, SL_QUERIES}, key_rows.data, key_rows.row, dq + first * wide, wide, kept);
+                product(keys, wide, rows, {dp, SL_QUERIES, 1}, head.rows.data + first * head.rows.row, head.rows.row, dk, wide, kept);
+                product(SL_QUERIES, wide, keys, {dp, 1, SL_QUERIES}, key_rows.data, key_rows.row, dq + first * wide, wide, kept);
                 if (out.key_bias)
                     for (int64_t j = 0; j < keys; ++j) {
                         float sum = 0;

@@ -6,7 +6,7 @@
 
 #define KERNELS(isa)                                                                                                       \
     namespace isa {                                                                                                        \
-    bool forward(const sl_lookup&, const sl_summary&, int64_t, int64_t, int64_t, int64_t);                                 \
+    bool forward(const sl_lookup&, const sl_summary&, int64_t, int64_t, int64_t, int64_t, std::atomic<uint8_t>*);          \
     bool backward(const sl_lookup&, const sl_upstream&, const sl_gradients&, int64_t, int64_t, int64_t, int64_t, int64_t); \
     }
 KERNELS(base)
@@ -46,10 +46,11 @@ extern "C" int32_t sl_forward(const sl_lookup* lookup, const sl_summary* out) {
     const sl_lookup& l = *lookup;
     const int64_t panels = (l.queries + SL_QUERIES - 1) / SL_QUERIES, all = l.batch * l.heads * panels;
     std::atomic<bool> finite{true};
+    std::vector<std::atomic<uint8_t>> checked(l.batch * l.kv_heads * ((l.keys + SL_KEYS - 1) / SL_KEYS));
     // The last panels first: under a causal mask they are the longest, and a long task at the end would leave threads idle.
     parallel(all, l.threads, [&](int64_t task) {
         const int64_t panel = panels - 1 - task / (l.batch * l.heads), bh = task % (l.batch * l.heads);
-        if (finite && !kernels().forward(l, *out, bh / l.heads, bh % l.heads, panel, panels)) finite = false;
+        if (finite && !kernels().forward(l, *out, bh / l.heads, bh % l.heads, panel, panels, checked.data())) finite = false;
     });
     return finite ? 0 : 1;
 }

@@ -2,6 +2,7 @@
 // in cache from the product that makes its scores to the one that uses them up (online softmax, Milakov & Gimelshein 2018).
 #pragma once
 
+#include <atomic>
 #include <cmath>
 
 #include "moments.h"
@@ -36,8 +37,10 @@ inline void write(const sl_lookup& l, const sl_summary& out, Panel at, const Mom
     }
 }
 
-// False where something that is not finite was met.
-inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, int64_t h, int64_t panel, int64_t panels) {
+// False where something that is not finite was met. checked: (B, Hkv, blocks) which blocks of keys and values are known to be
+// finite, shared by all panels.
+inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, int64_t h, int64_t panel, int64_t panels,
+                          std::atomic<uint8_t>* checked) {
     const int64_t first = panel * SL_QUERIES, rows = l.queries - first < SL_QUERIES ? l.queries - first : SL_QUERIES;
     const int64_t g = h / (l.heads / l.kv_heads), wide = padded(l.value_width);
     Scratch scratch;
@@ -55,18 +58,22 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
         const int64_t key = l.blocks.block[entry] * SL_KEYS, keys = l.keys - key < SL_KEYS ? l.keys - key : SL_KEYS;
         const float* k = row_of(l.key, b, g, key);
         const float* v = row_of(l.value, b, g, key);
-        if (!all_finite(k, l.key.row, keys, l.width) || !all_finite(v, l.value.row, keys, l.value_width)) return false;
-        product<SCORE_ROWS, SCORE_WIDTH>(keys, SL_QUERIES, l.width, {k, l.key.row, 1}, packed, SL_QUERIES, scores, SL_QUERIES, nullptr);
+        std::atomic<uint8_t>& known = checked[(b * l.kv_heads + g) * ((l.keys + SL_KEYS - 1) / SL_KEYS) + l.blocks.block[entry]];
+        if (!known.load(std::memory_order_relaxed)) {
+            if (!all_finite(k, l.key.row, keys, l.width) || !all_finite(v, l.value.row, keys, l.value_width)) return false;
+            known.store(1, std::memory_order_relaxed);
+        }
+        product(keys, SL_QUERIES, l.width, {k, l.key.row, 1}, packed, SL_QUERIES, scores, SL_QUERIES, nullptr);
         add_key_bias(l, b, h, key, keys, scores);
         const Span at{l.key_position + key, keys, l.query_position + first};
         const Counted counted{l.first_sink[b], l.sinks};
         const uint8_t* hidden = bits_of(l.blocks, entry);
-        if (l.statistics)
-            hidden ? add_block<true, true>(scores, hidden, at, counted, all) : add_block<false, true>(scores, hidden, at, counted, all);
+        if (hidden)
+            add_block<true>(scores, hidden, at, counted, l.statistics, all);
         else
-            hidden ? add_block<true, false>(scores, hidden, at, counted, all) : add_block<false, false>(scores, hidden, at, counted, all);
+            add_block<false>(scores, nullptr, at, counted, l.statistics, all);
         const Rows right = whole_vectors(v, l.value.row, keys, l.value_width, copy);
-        product<VALUE_ROWS, VALUE_WIDTH>(SL_QUERIES, wide, keys, {scores, 1, SL_QUERIES}, right.data, right.row, average, wide, all.fade);
+        product(SL_QUERIES, wide, keys, {scores, 1, SL_QUERIES}, right.data, right.row, average, wide, all.fade);
     }
     write(l, out, {b, h, first, rows}, all, average, wide);
     return all_finite(all.z, SL_QUERIES, 1, SL_QUERIES);

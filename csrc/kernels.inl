@@ -4,8 +4,9 @@
 
 namespace SL_ISA {
 
-bool forward(const sl_lookup& l, const sl_summary& out, int64_t b, int64_t h, int64_t panel, int64_t panels) {
-    return forward_panel(l, out, b, h, panel, panels);
+bool forward(const sl_lookup& l, const sl_summary& out, int64_t b, int64_t h, int64_t panel, int64_t panels,
+             std::atomic<uint8_t>* checked) {
+    return forward_panel(l, out, b, h, panel, panels, checked);
 }
 
 bool backward(const sl_lookup& l, const sl_upstream& up, const sl_gradients& out, int64_t b, int64_t g, int64_t part, int64_t block0,

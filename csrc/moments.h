@@ -7,10 +7,14 @@
 // squares do not cancel, then merged as Chan, Golub & LeVeque (1983) merge: whatever holds for two parts holds for blocks.
 #pragma once
 
+#include <algorithm>
+
 #include "softlookup.h"
 #include "vector.h"
 
 namespace SL_ISA {
+
+struct Sums;
 
 // One panel's running moments, a lane per query.
 struct Moments {
@@ -18,12 +22,22 @@ struct Moments {
     alignas(64) float mean[SL_QUERIES], var[SL_QUERIES];              // of t under the weights: E[t], and Z times its variance
     alignas(64) float count[SL_QUERIES], flat_mean[SL_QUERIES], flat_var[SL_QUERIES];  // of s over visible keys; count times variance
     alignas(64) int32_t best[SL_QUERIES];
-    alignas(64) float fade[SL_QUERIES];  // what this block multiplies everything before it by
+    alignas(64) float fade[SL_QUERIES], moved[SL_QUERIES], seen[SL_QUERIES];  // of the block at hand: what multiplies all before
+                                                                           // it, how far the maximum moved, visible keys
 
     void clear() {
         std::memset(this, 0, sizeof *this);
         for (int r = 0; r < SL_QUERIES; ++r) m[r] = -INF, best[r] = -1;
     }
+
+    // The maximum, 0 for a query that has seen nothing: all its weights are 0 whatever is subtracted.
+    template <bool MASKED>
+    F finite_top(int64_t at) const {
+        F top = load(m + at);
+        return MASKED ? (top == splat(-INF) ? F{} : top) : top;
+    }
+
+    void merge(int64_t at, const Sums& sum, F mean_before, F flat_before, F sink_here);
 };
 
 // Where a block lies: position of its first key, number of keys, position of the panel's first query.
@@ -45,6 +59,66 @@ inline I visible(const uint8_t* bits, int64_t key, int64_t lane) {
     return (splat((int32_t)word) & one) != I{};
 }
 
+// Chains of dependent operations run down the keys; GROUP vectors of queries side by side keep the processor busy meanwhile.
+constexpr int TOP_GROUP = 4, WEIGHT_GROUP = LANES == 16 ? 2 : 1;
+static_assert(SL_QUERIES % (TOP_GROUP * LANES) == 0);
+
+// The running maximum, its first key and the number of visible keys; hidden scores become -inf.
+template <bool MASKED, bool STATISTICS>
+void find_top(float* scores, const uint8_t* bits, Span at, Moments& all) {
+    for (int64_t lane = 0; lane < SL_QUERIES; lane += TOP_GROUP * LANES) {
+        F m[TOP_GROUP], n[TOP_GROUP] = {};
+        I best[TOP_GROUP];
+        for (int g = 0; g < TOP_GROUP; ++g) m[g] = load(all.m + lane + g * LANES), best[g] = load(all.best + lane + g * LANES);
+        for (int64_t j = 0; j < at.keys; ++j) {
+            float* s = scores + j * SL_QUERIES + lane;
+#pragma GCC unroll 4
+            for (int g = 0; g < TOP_GROUP; ++g) {
+                F x = load(s + g * LANES);
+                if (MASKED) {
+                    I seen = visible(bits, j, lane + g * LANES);
+                    n[g] += seen ? splat(1.f) : F{};
+                    store(s + g * LANES, x = seen ? x : splat(-INF));
+                }
+                if (STATISTICS) best[g] = x > m[g] ? splat((int32_t)(at.key + j)) : best[g];
+                m[g] = max(x, m[g]);
+            }
+        }
+        for (int g = 0; g < TOP_GROUP; ++g) {
+            const int64_t to = lane + g * LANES;
+            F old = load(all.m + to), finite = MASKED ? (m[g] == splat(-INF) ? F{} : m[g]) : m[g];
+            store(all.moved + to, old - finite);
+            store(all.fade + to, exp_negative(old - finite));
+            store(all.m + to, m[g]);
+            store(all.seen + to, MASKED ? n[g] : splat((float)at.keys));
+            if (STATISTICS) store(all.best + to, best[g]);
+        }
+    }
+}
+
+// Scores become weights e^t; gives nothing but their sum.
+template <bool MASKED>
+void weigh(float* scores, Span at, Moments& all) {
+    for (int64_t lane = 0; lane < SL_QUERIES; lane += TOP_GROUP * LANES) {
+        F m[TOP_GROUP], z[TOP_GROUP] = {};
+        for (int g = 0; g < TOP_GROUP; ++g) m[g] = all.finite_top<MASKED>(lane + g * LANES);
+        for (int64_t j = 0; j < at.keys; ++j) {
+            float* s = scores + j * SL_QUERIES + lane;
+#pragma GCC unroll 4
+            for (int g = 0; g < TOP_GROUP; ++g) {
+                F e = exp_negative<MASKED>(load(s + g * LANES) - m[g]);
+                store(s + g * LANES, e);
+                z[g] += e;
+            }
+        }
+        for (int g = 0; g < TOP_GROUP; ++g) {
+            const int64_t to = lane + g * LANES;
+            store(all.z + to, load(all.z + to) * load(all.fade + to) + z[g]);
+            store(all.count + to, load(all.count + to) + load(all.seen + to));
+        }
+    }
+}
+
 // Mean of a block's visible scores.
 template <bool MASKED>
 inline F middle(const float* s, int64_t keys, F n) {
@@ -56,100 +130,107 @@ inline F middle(const float* s, int64_t keys, F n) {
     return sum / max(n, splat(1.f));
 }
 
-// MASKED: some pairs are hidden, by `bits`. STATISTICS: all moments, not only m and z.
-template <bool MASKED, bool STATISTICS>
-void add_block(float* scores, const uint8_t* bits, Span at, Counted counted, Moments& all) {
-    const bool before = at.key + at.keys - 1 <= at.query, after = at.key >= at.query + SL_QUERIES - 1;
-    for (int64_t lane = 0; lane < SL_QUERIES; lane += LANES) {
-        float* s = scores + lane;
-        F old = load(all.m + lane), m = old, n{};
-        I best = load(all.best + lane);
-        for (int64_t j = 0; j < at.keys; ++j) {
-            F x = load(s + j * SL_QUERIES);
-            if (MASKED) {
-                I seen = visible(bits, j, lane);
-                n += seen ? splat(1.f) : F{};
-                store(s + j * SL_QUERIES, x = seen ? x : splat(-INF));
-            }
-            if (STATISTICS) {
-                I higher = x > m;
-                best = higher ? splat((int32_t)(at.key + j)) : best;
-                m = higher ? x : m;
-            } else {
-                m = max(x, m);
-            }
-        }
-        if (!MASKED) n = splat((float)at.keys);
-        F n_before = load(all.count + lane);
-        store(all.count + lane, n_before + n);
-        if (MASKED) {  // nothing seen yet: any finite maximum will do, as all weights are 0
-            I none = m == splat(-INF);
-            store(all.m + lane, m);
-            m = none ? F{} : m;
-        } else {
-            store(all.m + lane, m);
-        }
-        F z_before = load(all.z + lane);
-        F moved = old - m, fade = exp_negative(moved);
-        store(all.fade + lane, fade);
-        z_before *= fade;
-        F z{};
-        if (!STATISTICS) {
-            for (int64_t j = 0; j < at.keys; ++j) {
-                F e = exp_negative(load(s + j * SL_QUERIES) - m);
-                store(s + j * SL_QUERIES, e);
-                z += e;
-            }
-            store(all.z + lane, z_before + z);
-            continue;
-        }
-        store(all.best + lane, best);
-        F mean = load(all.mean + lane), flat_mean = load(all.flat_mean + lane);
-        I started = z_before > F{};
-        mean = started ? mean + moved : F{};
-        if (any(n_before == F{})) flat_mean = n_before > F{} ? flat_mean : middle<MASKED>(s, at.keys, n);
-        F c{}, d{}, a1{}, a2{}, u1{}, u2{};
-        F i;
-        for (int l = 0; l < LANES; ++l) i[l] = (float)(at.query + lane + l);
-        // Where all keys lie on one side, |i - j| is the way to the block's near end and the way on from there.
-        const float onward = before ? -1.f : 1.f, start = before ? (float)(at.keys - 1) : 0.f;
-        const bool straddles = MASKED || !(before || after);
-        for (int64_t j = 0; j < at.keys; ++j) {
-            F x = load(s + j * SL_QUERIES), t = x - m, e = exp_negative(t), off = x - flat_mean;
-            t -= mean;
-            if (MASKED) {
-                I seen = x > splat(-INF);
-                t = seen ? t : F{};
-                off = seen ? off : F{};
-            }
-            store(s + j * SL_QUERIES, e);
-            z += e;
-            c += e * e;
-            F weighted = e * t;
-            a1 += weighted;
-            a2 += weighted * t;
-            u1 += off;
-            u2 += off * off;
-            d += straddles ? e * abs(i - (float)(at.key + j)) : e * (start + onward * (float)j);
-        }
-        if (!straddles) d += z * (before ? i - (float)(at.key + at.keys - 1) : (float)at.key - i);
-        store(all.distance + lane, load(all.distance + lane) * fade + d);
-        store(all.c + lane, load(all.c + lane) * (fade * fade) + c);
-        // Merge: the block's own mean and variance, and the way between the two means.
-        F total = z_before + z, safe = z > F{} ? z : splat(1.f), share = z / (total > F{} ? total : splat(1.f));
-        F apart = a1 / safe;
-        store(all.z + lane, total);
-        store(all.var + lane, load(all.var + lane) * fade + (a2 - a1 * apart) + z_before * share * apart * apart);
-        store(all.mean + lane, mean + share * apart);
-        F n_total = n_before + n, n_safe = n > F{} ? n : splat(1.f), n_share = n / (n_total > F{} ? n_total : splat(1.f));
-        F flat_apart = u1 / n_safe;
-        store(all.flat_var + lane, load(all.flat_var + lane) + (u2 - u1 * flat_apart) + n_before * n_share * flat_apart * flat_apart);
-        store(all.flat_mean + lane, flat_mean + n_share * flat_apart);
-        F sink = load(all.sink + lane) * fade;
-        for (int64_t j = 0; j < at.keys; ++j)
-            if (at.key + j >= counted.first_sink && at.key + j < counted.first_sink + counted.sinks) sink += load(s + j * SL_QUERIES);
-        store(all.sink + lane, sink);
+// Sums over one block for one vector of queries; t and s are taken from near their running means.
+struct Sums {
+    F z{}, c{}, d{}, a1{}, a2{}, u1{}, u2{};
+};
+
+// Where all keys of a block lie on one side of all queries, |i - j| is the way to the block's near end and the way on from
+// there: a number per key instead of a vector per pair.
+enum class Side { BEFORE, AFTER, STRADDLES };
+
+// 0, 1, 2, …: read from memory, a number costs no more than a load, while converting one takes the multipliers' time.
+struct Steps {
+    float number[SL_KEYS];
+    constexpr Steps() : number() {
+        for (int j = 0; j < SL_KEYS; ++j) number[j] = (float)j;
     }
+};
+constexpr Steps STEPS;
+
+template <bool MASKED, Side SIDE>
+void weigh_and_measure(float* scores, Span at, Counted counted, Moments& all) {
+    constexpr int GROUP = WEIGHT_GROUP;
+    for (int64_t lane = 0; lane < SL_QUERIES; lane += GROUP * LANES) {
+        F m[GROUP], mean[GROUP], flat_mean[GROUP], sink[GROUP] = {};
+        F i[GROUP];  // the query's position, counted from the block's first key
+        Sums sums[GROUP];
+        for (int g = 0; g < GROUP; ++g) {
+            const int64_t of = lane + g * LANES;
+            F n_before = load(all.count + of);
+            m[g] = all.finite_top<MASKED>(of);
+            mean[g] = load(all.z + of) > F{} ? load(all.mean + of) + load(all.moved + of) : F{};
+            flat_mean[g] = load(all.flat_mean + of);
+            if (any(n_before == F{})) flat_mean[g] = n_before > F{} ? flat_mean[g] : middle<MASKED>(scores + of, at.keys, load(all.seen + of));
+            for (int l = 0; l < LANES; ++l) i[g][l] = (float)(at.query - at.key + of + l);
+        }
+        for (int64_t j = 0; j < at.keys; ++j) {
+            float* s = scores + j * SL_QUERIES + lane;
+            const float onward = STEPS.number[SIDE == Side::BEFORE ? at.keys - 1 - j : j];
+#pragma GCC unroll 4
+            for (int g = 0; g < GROUP; ++g) {
+                Sums& sum = sums[g];
+                F x = load(s + g * LANES), t = x - m[g], e = exp_negative<MASKED>(t), off = x - flat_mean[g];
+                t -= mean[g];
+                if (MASKED) {
+                    I seen = x > splat(-INF);
+                    t = seen ? t : F{};
+                    off = seen ? off : F{};
+                }
+                store(s + g * LANES, e);
+                sum.z += e;
+                sum.c += e * e;
+                F weighted = e * t;
+                sum.a1 += weighted;
+                sum.a2 += weighted * t;
+                sum.u1 += off;
+                sum.u2 += off * off;
+                sum.d += SIDE == Side::STRADDLES ? e * abs(i[g] - onward) : e * onward;
+            }
+        }
+        for (int64_t j = std::max<int64_t>(0, counted.first_sink - at.key); j < at.keys && at.key + j < counted.first_sink + counted.sinks; ++j)
+            for (int g = 0; g < GROUP; ++g) sink[g] += load(scores + j * SL_QUERIES + lane + g * LANES);
+        for (int g = 0; g < GROUP; ++g) {
+            if (SIDE == Side::BEFORE) sums[g].d += sums[g].z * (i[g] - (float)(at.keys - 1));
+            if (SIDE == Side::AFTER) sums[g].d += sums[g].z * -i[g];
+            all.merge(lane + g * LANES, sums[g], mean[g], flat_mean[g], sink[g]);
+        }
+    }
+}
+
+// A block's own mean and variance, and the way between the two means.
+inline void Moments::merge(int64_t at, const Sums& sum, F mean_before, F flat_before, F sink_here) {
+    const F faded = load(fade + at), one = splat(1.f);
+    const F z_before = load(z + at) * faded, z_all = z_before + sum.z, share = sum.z / (z_all > F{} ? z_all : one);
+    const F apart = sum.a1 / (sum.z > F{} ? sum.z : one);
+    store(z + at, z_all);
+    store(var + at, load(var + at) * faded + (sum.a2 - sum.a1 * apart) + z_before * share * apart * apart);
+    store(mean + at, mean_before + share * apart);
+    store(c + at, load(c + at) * (faded * faded) + sum.c);
+    store(distance + at, load(distance + at) * faded + sum.d);
+    store(sink + at, load(sink + at) * faded + sink_here);
+    const F n_before = load(count + at), n = load(seen + at), n_all = n_before + n, n_share = n / (n_all > F{} ? n_all : one);
+    const F flat_apart = sum.u1 / (n > F{} ? n : one);
+    store(count + at, n_all);
+    store(flat_var + at, load(flat_var + at) + (sum.u2 - sum.u1 * flat_apart) + n_before * n_share * flat_apart * flat_apart);
+    store(flat_mean + at, flat_before + n_share * flat_apart);
+}
+
+// One block: MASKED where `bits` hide some pairs.
+template <bool MASKED>
+void add_block(float* scores, const uint8_t* bits, Span at, Counted counted, bool statistics, Moments& all) {
+    if (!statistics) {
+        find_top<MASKED, false>(scores, bits, at, all);
+        weigh<MASKED>(scores, at, all);
+        return;
+    }
+    find_top<MASKED, true>(scores, bits, at, all);
+    if (at.key + at.keys - 1 <= at.query)
+        weigh_and_measure<MASKED, Side::BEFORE>(scores, at, counted, all);
+    else if (at.key >= at.query + SL_QUERIES - 1)
+        weigh_and_measure<MASKED, Side::AFTER>(scores, at, counted, all);
+    else
+        weigh_and_measure<MASKED, Side::STRADDLES>(scores, at, counted, all);
 }
 
 }  // namespace SL_ISA

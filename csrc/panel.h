@@ -39,14 +39,17 @@ inline void pack_queries(const sl_lookup& l, int64_t b, int64_t h, int64_t first
 }
 
 inline bool all_finite(const float* x, int64_t row, int64_t rows, int64_t width) {
-    F sum{};
+    F sum[4] = {};
     float rest = 0;
     for (int64_t r = 0; r < rows; ++r, x += row) {
         int64_t d = 0;
-        for (; d + LANES <= width; d += LANES) sum += load(x + d) * 0.f;
+        for (; d + 4 * LANES <= width; d += 4 * LANES)
+            for (int n = 0; n < 4; ++n) sum[n] += load(x + d + n * LANES) * 0.f;
+        for (; d + LANES <= width; d += LANES) sum[0] += load(x + d) * 0.f;
         for (; d < width; ++d) rest += x[d] * 0.f;
     }
-    for (int l = 0; l < LANES; ++l) rest += sum[l];
+    const F all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    for (int l = 0; l < LANES; ++l) rest += all[l];
     return rest == 0;
 }
 

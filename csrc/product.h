@@ -41,26 +41,24 @@ inline void tile(int64_t depth, Left left, const float* b, int64_t b_row, float*
         }
 }
 
-template <int ROWS, int WIDTH>
+// Tiles of 6 x 4 vectors fill the 32 registers of AVX-512, of 6 x 2 the 16 of others: accumulators, a row of B and one number of A.
+constexpr int TILE_ROWS = 6, TILE_WIDTH = LANES == 16 ? 4 : 2;
+
+template <int WIDTH>
 inline void strip(int64_t rows, int64_t depth, Left left, const float* b, int64_t b_row, float* c, int64_t c_row, const float* fade) {
     int64_t m = 0;
-    for (; m + ROWS <= rows; m += ROWS)
-        tile<ROWS, WIDTH>(depth, {left.a + m * left.row, left.row, left.column}, b, b_row, c + m * c_row, c_row, fade ? fade + m : fade);
+    for (; m + TILE_ROWS <= rows; m += TILE_ROWS)
+        tile<TILE_ROWS, WIDTH>(depth, {left.a + m * left.row, left.row, left.column}, b, b_row, c + m * c_row, c_row, fade ? fade + m : fade);
     for (; m < rows; ++m)
         tile<1, WIDTH>(depth, {left.a + m * left.row, left.row, left.column}, b, b_row, c + m * c_row, c_row, fade ? fade + m : fade);
 }
 
-// C (rows x columns), columns a multiple of LANES. WIDTH x ROWS accumulators should fill the registers, not exceed them.
-template <int ROWS, int WIDTH>
-void product(int64_t rows, int64_t columns, int64_t depth, Left left, const float* b, int64_t b_row, float* c, int64_t c_row,
+// C (rows x columns), columns a multiple of LANES.
+inline void product(int64_t rows, int64_t columns, int64_t depth, Left left, const float* b, int64_t b_row, float* c, int64_t c_row,
              const float* fade) {
     int64_t n = 0;
-    for (; n + WIDTH * LANES <= columns; n += WIDTH * LANES) strip<ROWS, WIDTH>(rows, depth, left, b + n, b_row, c + n, c_row, fade);
-    for (; n < columns; n += LANES) strip<ROWS, 1>(rows, depth, left, b + n, b_row, c + n, c_row, fade);
+    for (; n + TILE_WIDTH * LANES <= columns; n += TILE_WIDTH * LANES) strip<TILE_WIDTH>(rows, depth, left, b + n, b_row, c + n, c_row, fade);
+    for (; n < columns; n += LANES) strip<1>(rows, depth, left, b + n, b_row, c + n, c_row, fade);
 }
-
-// Shapes of tiles that fill the registers: 32 vectors with AVX-512, else 16.
-constexpr int SCORE_ROWS = LANES == 16 ? 8 : 4, SCORE_WIDTH = 3;
-constexpr int VALUE_ROWS = 6, VALUE_WIDTH = LANES == 16 ? 4 : 2;
 
 }  // namespace SL_ISA

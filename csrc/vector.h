@@ -54,10 +54,12 @@ inline bool any(I x) {
     return some;
 }
 
-// e^t for t <= 0, exactly 0 below -87 (-inf too), NaN for NaN. 2^n by the exponent's bits, where n is t log2(e) rounded by
+// e^t for t <= 0, NaN for NaN; below -87 either exactly 0 (EXACT: hidden scores are -inf) or e^-87, an instruction less. 2^n by the exponent's bits, where n is t log2(e) rounded by
 // adding a number whose unit in the last place is 1; 2^f for the rest by a polynomial, with a relative error of 1e-7 (fitted).
+template <bool EXACT = true>
 inline F exp_negative(F t) {
     const float log2e = 1.44269504f, round = 12582912.f;
+    if (!EXACT) t = max(splat(-87.f), t);
     F shifted = t * log2e + round;
     F f = t * log2e - (shifted - round);
     F p = f * 1.326472721e-3f + 9.671512812e-3f;
@@ -66,7 +68,7 @@ inline F exp_negative(F t) {
     p = p * f + 6.931469776e-1f;
     p = p * f + 1.0f;
     F e = (F)((I)p + ((I)shifted << 23));
-    return t < splat(-87.f) ? F{} : e;
+    return EXACT ? (t < splat(-87.f) ? F{} : e) : e;
 }
 
 }  // namespace SL_ISA
