@@ -8,6 +8,7 @@
     namespace isa {                                                                                                        \
     bool forward(const sl_lookup&, const sl_summary&, int64_t, int64_t, int64_t, int64_t, std::atomic<uint8_t>*);          \
     bool backward(const sl_lookup&, const sl_upstream&, const sl_gradients&, int64_t, int64_t, int64_t, int64_t, int64_t); \
+    void fold(const sl_fold&, int64_t, int64_t);                                                                           \
     }
 KERNELS(base)
 #ifdef SL_X86
@@ -21,16 +22,17 @@ struct Kernels {
     const char* name;
     decltype(&base::forward) forward;
     decltype(&base::backward) backward;
+    decltype(&base::fold) fold;
 };
 
 Kernels choose() {
 #ifdef SL_X86
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl"))
-        return {"AVX-512", avx512::forward, avx512::backward};
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {"AVX2", avx2::forward, avx2::backward};
+        return {"AVX-512", avx512::forward, avx512::backward, avx512::fold};
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {"AVX2", avx2::forward, avx2::backward, avx2::fold};
 #endif
-    return {"portable", base::forward, base::backward};
+    return {"portable", base::forward, base::backward, base::fold};
 }
 
 const Kernels& kernels() {
@@ -65,4 +67,11 @@ extern "C" int32_t sl_backward(const sl_lookup* lookup, const sl_upstream* upstr
         if (finite && !kernels().backward(l, *upstream, *out, bg / l.kv_heads, bg % l.kv_heads, part, block0, block1)) finite = false;
     });
     return finite ? 0 : 1;
+}
+
+extern "C" void sl_fold_block(const sl_fold* fold) {
+    constexpr int64_t ROWS = 16;
+    parallel((fold->rows + ROWS - 1) / ROWS, fold->threads, [&](int64_t task) {
+        kernels().fold(*fold, task * ROWS, fold->rows < (task + 1) * ROWS ? fold->rows : (task + 1) * ROWS);
+    });
 }

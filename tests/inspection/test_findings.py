@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,41 @@ def test_severe_blow_up_names_the_higher_threshold() -> None:
 def test_local_depends_on_what_is_visible_and_excludes_parked_heads() -> None:
     assert kinds(head(reach=5.0, visible=64.0)) == set()
     assert kinds(head(reach=5.0, parked=0.95)) == {"sink"}
+
+
+DECODER = re.compile(r"cache|induction|copying|evict|in-context")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_causal_attention_is_spoken_of_as_a_decoder(kind: str) -> None:
+    assert not DECODER.search(" ".join(KINDS[kind].words(causal=False)))
+
+
+def test_words_follow_causality() -> None:
+    causal = replace(head(previous_token=0.9, reach=3.0, parked=0.5), causal=True)
+    encoder = replace(causal, head=1, causal=False)
+    for kind in ("previous_token", "local", "sink"):
+        one, other = (next(f for f in find([h]) if f.kind == kind) for h in (causal, encoder))
+        assert DECODER.search(one.meaning + one.advice) and not DECODER.search(other.meaning + other.advice)
+        (group,) = grouped([one])
+        assert group.words == (one.meaning, one.advice)
+        (group,) = grouped([one, other])  # what is said of both is true of both
+        assert group.words == (other.meaning, other.advice)
+
+
+def test_local_and_sink_advice_agree() -> None:
+    """The distance of a local head leaves the first token out, and so must the window that is to replace it."""
+    for words in (KINDS["local"].words(causal=True), KINDS["local"].words(causal=False)):
+        assert "keeps the first token comes close" in words[1] and "same result" not in words[1]
+
+
+def test_what_half_precision_does_to_large_logits() -> None:
+    """Weights are off by e^(half a step) − 1 at 50; nothing overflows."""
+    meaning = KINDS["logit_blow_up"].meaning
+    assert "overflow" not in meaning
+    for name, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
+        step = torch.finfo(dtype).eps * 32
+        assert f"{math.expm1(step / 2):.0%}".replace("%", " %") + f" in {name}" in meaning
 
 
 def test_a_head_that_was_not_judged_has_only_its_largest_logit() -> None:

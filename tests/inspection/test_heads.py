@@ -3,6 +3,7 @@ neighbours."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from softlookup.inspection.heads import FEW, POINTS, summarize
@@ -75,6 +76,25 @@ def test_sink_logit_counts_as_parked() -> None:
     scores = causal(64, heads=1)
     found = summarize(0, Rows("a", scores, sink=50.0), tuple(STATS), torch.arange(64))
     assert found.wide is not None and found.wide["parked"] > 0.99
+
+
+@pytest.mark.parametrize("pad", [0, 60])
+@pytest.mark.parametrize("width", [None, 9])
+@pytest.mark.parametrize("causal", [True, False])
+def test_causality_is_told_by_what_is_visible(causal: bool, width: int | None, pad: int) -> None:
+    """Padding on the left, more of it than of the text: a query's place says nothing, its rank among real ones does."""
+    i, j = torch.arange(80)[:, None], torch.arange(80)
+    seen = (j >= pad) & ((j <= i) | (not causal)) & ((i - j).abs() < (width or 80))
+    scores = torch.zeros(1, 2, 80, 80).masked_fill(~seen, -torch.inf)
+    found = summarize(0, Rows("a", scores, counted=torch.arange(80)[None] >= pad), tuple(STATS), torch.arange(80))
+    assert found.causal is causal and found.head(1).causal is causal
+
+
+def test_a_cache_is_the_past_and_another_sequence_is_not() -> None:
+    scores = torch.zeros(1, 2, 10, 30).masked_fill(torch.arange(30) > torch.arange(20, 30)[:, None], -torch.inf)
+    assert summarize(0, Rows("a", scores), tuple(STATS), torch.arange(20, 30)).causal
+    stats = tuple(stat for stat in STATS if stat != "distance")
+    assert not summarize(0, Rows("a", scores, cross=True), stats, torch.arange(20, 30)).causal
 
 
 def test_cross_attention_has_no_distance() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
+from softlookup.errors import SoftlookupError
 from softlookup.inspection.cost import Cost, Pass, best, seconds
 from softlookup.inspection.inspection import SCHEMA_VERSION, Inspection
+from softlookup.watching import Seen
 
 from .planted import inspection
 
@@ -47,9 +50,41 @@ def test_frame(planted: Inspection, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_frame_without_pandas(planted: Inspection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same line as from a watch's ``Seen``."""
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match="to_frame needs pandas: pip install pandas"):
-        planted.to_frame()
+    for frame in (planted.to_frame, Seen(("entropy",)).to_frame):
+        with pytest.raises(SoftlookupError, match=r"^to_frame: expected pandas to be installed \(pip install pandas\)$"):
+            frame()
+
+
+@pytest.mark.parametrize("save", ["save_html", "save_json"])
+def test_a_file_of_somebody_else_is_never_replaced(planted: Inspection, tmp_path: Path, save: str) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(SoftlookupError, match=f"^{save}: .*mine exists and was not written by softlookup"):
+        getattr(planted, save)(tmp_path / "mine")
+    assert (tmp_path / "mine").read_text() == "mine"
+    for _ in range(2):  # its own it does
+        getattr(planted, save)(tmp_path / "ours")
+
+
+def test_json_says_what_computed_it_and_what_findings_judge(planted: Inspection) -> None:
+    read = json.loads(planted.to_json())
+    assert read["provenance"] == {
+        "dtype": "bfloat16", "device": "cuda:1", "softlookup": "0.1.0", "torch": "2.13.0", "causal": True
+    }  # fmt: skip
+    values = {(finding["kind"], finding["layer"], finding["head"]): finding["value"] for finding in read["findings"]}
+    assert read["heads"][2]["previous_token_share"] == values["previous_token", 1, 0]
+    assert read["heads"][2]["distance_without_first_token"] == values["local", 1, 0] != read["heads"][2]["distance"]
+    short = json.loads(inspection([["ordinary"]], 8).to_json())["heads"][0]
+    assert short["previous_token_share"] is None and short["distance_without_first_token"] is None
+
+
+def test_the_docs_name_every_field_of_the_json(planted: Inspection) -> None:
+    section = (Path(__file__).parents[2] / "docs" / "inspect.md").read_text(encoding="utf-8").split("## JSON")[1]
+    named = set(re.findall(r"`(\w+)`", section))
+    read = planted.as_dict()
+    assert {*read, *read["provenance"], *read["text"], *read["findings"][0]} - named == set()
+    assert {*read["heads"][0]} - {*planted.stats} - named == set()
 
 
 def test_text(planted: Inspection) -> None:

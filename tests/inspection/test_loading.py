@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -134,7 +137,39 @@ def test_code_from_a_checkpoint_is_never_run(folder: Path) -> None:
 
 
 def test_a_hub_id_that_is_not_in_the_cache() -> None:
-    assert "not found in the local cache" in told("nobody/nothing-here")
+    line = told("nobody/nothing-here")
+    assert "not found in the local cache" in line and "--download fetches it" in line and "(smollm2, minilm)" in line
+
+
+REACHED_FOR = """
+import sys
+from huggingface_hub.utils import _http
+_http.time.sleep = lambda seconds: None
+from softlookup import cli
+sys.argv = ["softlookup", "inspect", "gpt2", "--download"]
+cli.main()
+"""
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+    """A process of its own: huggingface_hub reads its settings when it is imported. Nothing listens at port 9."""
+    paths = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", REACHED_FOR]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("softlookup: gpt2: no folder, none of the bundled models (smollm2, minilm), and not found")
+    assert done.stderr.endswith("; the hub cannot be reached\n") and "--download" not in done.stderr
+
+
+def test_what_the_hub_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object, **more: object) -> None:
+        raise OSError("gpt3 is not a valid model identifier")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refused)
+    with pytest.raises(SoftlookupError, match="^gpt3: its config cannot be loaded: gpt3 is not a valid model identifier$"):
+        load("gpt3", download=True)
 
 
 def test_a_model_that_does_not_read_text(tmp_path: Path) -> None:
@@ -148,8 +183,21 @@ def test_a_model_that_does_not_read_text(tmp_path: Path) -> None:
 
 
 def test_a_device_that_is_not_there(tiny: Path) -> None:
-    with pytest.raises(SoftlookupError, match="device: expected one that this machine has, got nonsense"):
-        load(str(tiny), device="nonsense")
+    for name in ("nonsense", "gpu"):
+        with pytest.raises(SoftlookupError, match=rf"^--device: expected cpu, cuda, cuda:1, mps or the like, got {name}$"):
+            load(str(tiny), device=name)
+    if not torch.cuda.is_available():
+        with pytest.raises(SoftlookupError, match="^--device: expected one that this machine has, got cuda .{,130}$"):
+            load(str(tiny), device="cuda")
+
+
+def test_no_memory_on_a_device_is_no_fault_of_its_name(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        load(str(tiny))
 
 
 def test_a_bundled_model_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

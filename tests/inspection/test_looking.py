@@ -150,9 +150,35 @@ def test_what_is_no_model_and_too_many_heads() -> None:
         sl.look(llama(), ids(), heads=[(0, 0)] * 17)
 
 
-def test_a_model_without_attention() -> None:
-    with pytest.raises(SoftlookupError, match="Sequential"):
-        sl.look(nn.Sequential(nn.Linear(3, 3)), torch.zeros(1, 3))
+@pytest.mark.parametrize("model", [nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3))])
+def test_a_model_without_attention(model: nn.Module) -> None:
+    with pytest.raises(SoftlookupError, match=f"^look: .*{type(model).__name__} that made no attention call") as caught:
+        sl.look(model, torch.zeros(1, 3))
+    assert "with block" not in str(caught.value)
+
+
+def test_a_batch_as_keywords() -> None:
+    model, batch = llama(), {"input_ids": ids(), "attention_mask": torch.ones(1, 70, dtype=torch.long)}
+    expected = sl.look(model, batch, heads=[(0, 0)])
+    found = sl.look(model, **batch, heads=[(0, 0)], name="by keywords")
+    torch.testing.assert_close(found.layers[0].means["entropy"], expected.layers[0].means["entropy"])
+    assert found.model == "by keywords" and [(view.layer, view.head) for view in found.views] == [(0, 0)]
+    with pytest.raises(SoftlookupError, match=r"^look: expected inputs or keywords for the model, got both \(head\)$"):
+        sl.look(model, batch, head=[(0, 0)])
+
+
+def test_it_tells_whether_attention_was_causal() -> None:
+    inputs = {"input_ids": ids(), "attention_mask": (torch.arange(70) < 60).long()[None]}
+    assert [sl.look(make(), inputs).causal for make in (llama, mistral, bert)] == [True, True, False]
+    sizes = dict(vocab_size=50, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4)
+    both = sl.look(T5Model(T5Config(**sizes)), {"input_ids": ids(60), "decoder_input_ids": ids(30)})
+    assert both.causal is None and [layer.causal for layer in both.layers] == [False, True, False]
+
+
+def test_it_tells_what_computed_it() -> None:
+    found = sl.look(llama().to(torch.bfloat16), ids()).provenance
+    assert (found.dtype, found.device) == ("bfloat16", "cpu")
+    assert (found.softlookup, found.torch) == (sl.__version__, torch.__version__)
 
 
 def test_cross_attention_is_a_layer_of_its_own() -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
+import shutil
+import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
 
+from softlookup.inspection import report
 from softlookup.inspection.inspection import Inspection
 from softlookup.inspection.report import data as page_data_module
 from softlookup.inspection.report.data import page_data, script_json
@@ -121,6 +127,67 @@ def test_it_says_what_it_leaves_out(planted: Inspection) -> None:
     assert re.search(r"together they cover \d+% of those heads", page)
     long = inspection([["ordinary"]], 700)
     assert "Entropy curves have 512 points for 700 queries" in long.to_html()
+
+
+def test_it_says_what_computed_it_and_how_findings_were_judged(planted: Inspection) -> None:
+    outline = Outline(planted.to_html())
+    text = " ".join(text for tag, text in outline.texts if tag not in ("script", "style"))
+    for part in ("bfloat16", "on cuda:1", "softlookup 0.1.0 with torch 2.13.0", "in 3 layers, causal;"):
+        assert part in text
+    assert "Findings count only queries that see at least 16 keys" in text
+    assert "take every query." in text
+
+
+def test_maps_that_show_nothing_are_not_offered(planted: Inspection) -> None:
+    offered = {stat["name"]: stat["mapped"] for stat in page_data(planted)["stats"]}
+    assert {name for name, mapped in offered.items() if not mapped} == {"visible", "sink_weight"}
+    assert all(stat["mapped"] for stat in page_data(inspection([["ordinary"]], 48))["stats"])
+
+
+def test_cards_of_encoders_do_not_speak_of_decoders(planted: Inspection) -> None:
+    encoder = replace(planted, findings=[replace(finding, causal=False) for finding in planted.findings])
+    shown = {made.causal: " ".join(t for tag, t in Outline(made.to_html()).texts if tag == "p") for made in (planted,)}
+    assert "evict" in shown[True] and "induction" in shown[True]
+    cards = " ".join(text for tag, text in Outline(encoder.to_html()).texts if tag == "p")
+    assert "evict" not in cards and "induction" not in cards
+
+
+def test_only_what_is_there_goes_onto_the_page() -> None:
+    """The DOM writes a null as the word: nothing but `fill`, which leaves it out, may replace children."""
+    scripts = [path.read_text() for path in Path(report.__file__).parent.glob("*.js")]
+    assert sum(script.count("replaceChildren(") for script in scripts) == 1
+    assert any("node.replaceChildren(...present(children))" in script for script in scripts)
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.parametrize("causal", [True, False])
+def test_in_a_browser(planted: Inspection, tmp_path: Path, causal: bool) -> None:
+    """A head without findings, one with them, and the heads of one finding, each chosen by a click."""
+    clicks = ("[data-layer='2'][data-head='2']", "[data-layer='0'][data-head='1']", "[data-kind='sink']")
+    assert {(2, 2), (0, 1)} & {(found.layer, found.head) for found in planted.findings} == {(0, 1)}
+    act = "".join(
+        f'document.querySelector("{place}").click();'
+        'document.body.append(Object.assign(document.createElement("pre"), '
+        '{textContent: document.getElementById("head").textContent}));'
+        for place in clicks
+    )
+    made = replace(planted, layers=[replace(layer, causal=causal) for layer in planted.layers])
+    page = tmp_path / "page.html"
+    page.write_text(made.to_html().replace("</body>", f"<script>{act}</script></body>"), "utf-8", "replace")
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    plain, sink, _ = map(html.unescape, re.findall("<pre>(.*?)</pre>", done.stdout))
+    assert plain.startswith("Layer 2, head 2") and "null" not in plain
+    assert plain.endswith("No token view: rerun with --heads 2.2 (in Python heads=[(2, 2)]).")
+    assert "Each point is a query." in plain
+    assert sink.startswith("Layer 0, head 1") and "null" not in sink and "Sink head. mean weight" in sink
+    assert ("Never evict" in sink) is causal and ("a [CLS] token" in sink) is not causal
+    text = [text for _, text in Outline(done.stdout).texts]
+    assert "Every sink head; others are dimmed." in text and "entropy ratio" in text and "visible keys" not in text
 
 
 def test_accessible_names(planted: Inspection) -> None:

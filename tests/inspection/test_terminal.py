@@ -9,6 +9,8 @@ import pytest
 from rich.console import Console
 
 from softlookup.errors import SoftlookupError
+from softlookup.inspection.findings import grouped
+from softlookup.inspection.flow import Flow, words
 from softlookup.inspection.terminal import _short, plain, summary
 
 from .planted import inspection
@@ -29,6 +31,36 @@ def test_findings_come_first_in_words() -> None:
     ]
     assert order == sorted(order)
     assert "and 4 more" in text and "mean weight on the first token > 0.3" in text and "1.42×" in text
+
+
+LONG = [["sink", "previous", "local", "blow_up", "uniform", "saturated", "ordinary", "sink", "local"]] * 12
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_lines_break_where_they_should(width: int) -> None:
+    made = inspection(LONG, 96, model="a-model-with-a-name-that-takes-some-room")
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(summary(made))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert all(line == line.rstrip() and len(line) <= width for line in lines)
+    for group in grouped(made.findings):
+        for found in group.findings[:8]:
+            assert any(f"{found.label} {found.value:.3g}" in line for line in lines), found
+    # What belongs together begins at the margin once, with a word of its own.
+    for line in lines[: lines.index(next(line for line in lines if line.startswith("entropy ratio")))]:
+        assert line[:2] in ("", "  ", "! ", "• ") or line.startswith(("a-model", "Findings count"))
+
+
+def test_spaces_inside_a_line_stay() -> None:
+    console = Console(file=io.StringIO(), width=9, color_system=None)
+    console.print(Flow(words(("a", "bold"), "  b ccc dddd"), "* "))
+    assert console.file.getvalue() == "* a  b\n  ccc\n  dddd\n"  # type: ignore[attr-defined]
+
+
+def test_it_says_what_findings_are_judged_on() -> None:
+    said = " ".join(plain(inspection([["sink", "ordinary"]], 96)).split())
+    assert "at least 16 keys" in said and "leave the first token out of distances. The map takes every query." in said
+    assert "at least 16 keys" not in plain(inspection([["ordinary"]], 96))
 
 
 def test_the_map_shows_the_values() -> None:
@@ -52,7 +84,7 @@ def test_a_table_prints_itself_everywhere() -> None:
 
 
 def test_an_unknown_statistic() -> None:
-    with pytest.raises(SoftlookupError, match="statistic: expected one of .*, got 'beauty'"):
+    with pytest.raises(SoftlookupError, match="^stat: expected one of .*, got 'beauty'"):
         inspection([["ordinary"]], 48).table("beauty")
 
 

@@ -91,7 +91,7 @@ def test_only_our_own_files_are_replaced(tmp_path: Path) -> None:
     target = tmp_path / "a.html"
     for foreign in ("<html>mine</html>", "\x7fELF", "{}"):
         target.write_text(foreign)
-        with pytest.raises(SoftlookupError, match="was not written by softlookup; choose another path with --html"):
+        with pytest.raises(SoftlookupError, match="--html: .* was not written by softlookup; choose another path"):
             check_target(target, "--html")
     for ours in (
         "",

@@ -137,6 +137,12 @@ def test_the_table_fits_80_columns_and_has_a_line_per_head(rng):
     assert lines[1].startswith("…") and "0.attention.self_attention" in lines[1]
 
 
+def test_a_table_of_one_statistic(rng):
+    seen = Seen(NAMES)
+    record(seen, call(rng))
+    assert seen.table("max_logit").columns == ("max_logit",) and str(seen.table("max_logit")) == str(seen.table(["max_logit"]))
+
+
 def test_to_frame_needs_pandas_and_says_so(monkeypatch):
     real = builtins.__import__
 

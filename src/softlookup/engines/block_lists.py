@@ -41,25 +41,22 @@ def block_lists(problem: Problem) -> BlockLists:
         return BlockLists(np.zeros(batch * heads, np.int32), start, block, np.full_like(block, -1), np.zeros(1, np.uint8))
     walk = _Walk(problem)
     by_batch, by_head = walk.varies()
-    some = np.arange(batch * heads).reshape(batch, heads)
-    pattern = some[:, :1] // heads * (by_batch > 1) + np.zeros_like(some)
-    if by_head > 1:
-        pattern = some if by_batch > 1 else some % heads
-    start, block, bits_of = [0], [], []
+    one_by_one = np.arange(batch * heads).reshape(batch, heads)
+    per_batch = one_by_one // heads if by_batch > 1 else np.zeros_like(one_by_one)
+    pattern = per_batch * by_head + (one_by_one % heads if by_head > 1 else 0)
+    starts = [0]
+    entries: list[Entry] = []
     for b in range(by_batch):
         for h in range(by_head):
             for panel in range(panels):
-                for j, bits in walk.panel(b, h, panel):
-                    block.append(j)
-                    bits_of.append(bits)
-                start.append(len(block))
-    bits = np.stack(walk.bits) if walk.bits else np.zeros(1, np.uint8)
+                entries.extend(walk.panel(b, h, panel))
+                starts.append(len(entries))
     return BlockLists(
-        np.ascontiguousarray(pattern.reshape(-1), np.int32),
-        np.array(start, np.int64),
-        np.array(block, np.int32),
-        np.array(bits_of, np.int32),
-        bits,
+        pattern.reshape(-1).astype(np.int32),
+        np.array(starts, np.int64),
+        np.array([block for block, _ in entries], np.int32),
+        np.array([bits for _, bits in entries], np.int32),
+        np.stack(walk.bits) if walk.bits else np.zeros(1, np.uint8),
     )
 
 

@@ -69,6 +69,22 @@ class Gradients(ctypes.Structure):
     _fields_ = [*((name, _pointer) for name in ("query", "key", "value", "key_bias")), ("parts", _i64)]
 
 
+class Fold(ctypes.Structure):
+    _fields_ = [
+        ("scores", _pointer),
+        *((name, _i64) for name in ("rows", "columns", "entry_rows")),
+        ("seen", _pointer),
+        *((name, _i64) for name in ("seen_entry", "seen_row", "position")),
+        ("query_position", _pointer),
+        ("queries", _i64),
+        ("first_sink", _pointer),
+        ("sinks", _i64),
+        ("statistics", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        *((x, _pointer) for x in "m z mean var c distance sink count flat_mean flat_var fade best".split()),
+    ]
+
+
 @cache
 def load() -> tuple[ctypes.CDLL | None, str]:
     """The library, or None and why there is none; loaded once."""
@@ -84,4 +100,6 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     library.sl_forward.argtypes = [ctypes.POINTER(Lookup), ctypes.POINTER(Summary)]
     library.sl_backward.restype = ctypes.c_int32
     library.sl_backward.argtypes = [ctypes.POINTER(Lookup), ctypes.POINTER(Upstream), ctypes.POINTER(Gradients)]
+    library.sl_fold_block.restype = None
+    library.sl_fold_block.argtypes = [ctypes.POINTER(Fold)]
     return library, library.sl_instructions().decode()

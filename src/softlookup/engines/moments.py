@@ -15,16 +15,21 @@ Mean and variance over visible keys, each counted once, merge as in Chan, Golub 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .blocks import FLOOR, ScoreBlock
+from .tiling import Block
 from .workspace import Workspace
 
 _CHUNK = 64
 _TINY = 1e-30
 _EXPECTATIONS = ("sink_mass", "distance")
+
+Expect = Callable[[Block, Tensor, dict[str, Tensor]], None]
+"""Writes sum e f over a block, for the functions f whose expectations are asked for, into its planes (n, R)."""
 
 
 class Moments:
@@ -35,8 +40,10 @@ class Moments:
     of Z, A1, V, C and the expectations asked for, and `part`, the same sums over the block at hand.
     """
 
-    def __init__(self, needs: frozenset[str], hard: bool, work: Workspace, entries: int, rows: int):
-        self.hard, self.work = hard, work
+    def __init__(
+        self, needs: frozenset[str], hard: bool, work: Workspace, entries: int, rows: int, expect: Expect | None = None
+    ):
+        self.hard, self.work, self.expect = hard, work, expect
         self.floor = FLOOR[work.dtype]
         self.squared = "expected_logit_var" in needs
         self.tempered = self.squared or bool(needs & {"excess", "entropy"})
@@ -55,13 +62,13 @@ class Moments:
         self.started = False
         self.complete = False  # every row has seen a key: no maximum is -inf
 
-    def add(self, block: ScoreBlock, position: int) -> tuple[Tensor, Tensor]:
-        """Fold in the scores (n, R, S') of keys from `position` on.
+    def add(self, block: ScoreBlock) -> tuple[Tensor, Tensor]:
+        """Fold in a block of scores (n, R, S'), which are used up.
 
-        Gives the weights e^t (n, R, S') and what sums over earlier weights must be multiplied by, (n, R). The scores are used
-        up. The caller may write planes of `here` (the expectations), then calls `close`.
+        Gives the weights e^t (n, R, S') and what sums over earlier weights must be multiplied by, (n, R). `expect` writes the
+        planes of expectations.
         """
-        s, visible = block.scores, block.at.visible
+        s, visible, position = block.scores, block.at.visible, block.at.tile.region.j0
         self.complete = self.complete or visible is None
         if self.counted:
             self._count(block)
@@ -89,9 +96,12 @@ class Moments:
             if self.squared:
                 off = t.sub_((self.here["a1"] / self.here["z"].clamp(min=_TINY)).unsqueeze(-1))
                 torch.sum(torch.mul(off, e, out=x).mul_(off), -1, out=self.here["v"])
+        if self.expect is not None:
+            self.expect(block.at, e, self.here)
+        self._close()
         return e, rescale
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Add the sums over the block at hand to the totals."""
         if self.squared and self.started:
             z, here = self.sums["z"].clamp(min=_TINY), self.here["z"].clamp(min=_TINY)

@@ -109,7 +109,7 @@ def _parts(problem: Problem) -> int:
     threads, tasks = torch.get_num_threads(), problem.key.shape[0] * problem.key.shape[1]
     if tasks % threads == 0 or tasks >= 4 * threads:
         return 1
-    return min(-(-4 * threads // tasks), -(-problem.key.shape[2] // library.KEYS))
+    return min(-(-2 * threads // tasks), -(-problem.key.shape[2] // library.KEYS))
 
 
 def _described(problem: Problem) -> tuple[library.Lookup, tuple[object, ...]]:

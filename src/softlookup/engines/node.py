@@ -29,9 +29,18 @@ def summarize(
     backward: Callable[[Problem, Readings, Readings], list[Tensor]],
 ) -> Summary:
     """The summary that `forward` computes, with gradients by `backward` (problem, readings, gradients of the readings)."""
-    outputs = _Lookup.apply(problem, forward, backward, *problem.tensors())
-    fields: dict[str, Any] = dict(zip([*DIFFERENTIABLE, *PLAIN], outputs, strict=True))
+    tensors = problem.tensors()
+    fields: dict[str, Any]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        outputs = _Lookup.apply(problem, forward, backward, *tensors)
+        fields = dict(zip([*DIFFERENTIABLE, *PLAIN], outputs, strict=True))
+    else:
+        fields = _asked_for(problem, forward(problem))
     return Summary(**fields, hard=problem.hard)
+
+
+def _asked_for(problem: Problem, read: Readings) -> Readings:
+    return {name: x for name, x in read.items() if name in _ALWAYS or name in problem.needs}
 
 
 class _Lookup(torch.autograd.Function):
@@ -42,9 +51,8 @@ class _Lookup(torch.autograd.Function):
         read = forward(problem.with_tensors([t.detach() for t in tensors]))
         ctx.names = [name for name in read if name not in _NOT_USED_BACKWARD]
         ctx.save_for_backward(*tensors, *(read[name] for name in ctx.names))
-        outputs = tuple(
-            read.get(name) if name in _ALWAYS or name in problem.needs else None for name in (*DIFFERENTIABLE, *PLAIN)
-        )
+        asked = _asked_for(problem, read)
+        outputs = tuple(asked.get(name) for name in (*DIFFERENTIABLE, *PLAIN))
         ctx.mark_non_differentiable(*(x for x in outputs[len(DIFFERENTIABLE) :] if x is not None))
         return outputs
 

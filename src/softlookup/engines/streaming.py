@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from ..scores import Pairwise
 from ..summary import Summary
 from .blocks import FLOOR, Blocks, ScoreBlock, largest, refuse_strangers, without_bad
 from .dropout import kept
+from .fused_moments import FusedMoments, serves
 from .moments import Moments
 from .node import Readings, summarize
 from .tiling import Block, Queries, rows_of
@@ -61,21 +63,19 @@ def _probe(problem: Problem) -> None:
 def forward(problem: Problem) -> Readings:
     """All readings of a `Summary` that `problem.needs` asks for, and `average`, (B, H, L) and (B, H, L, Ev)."""
     walk = Blocks(problem)
-    weights = Weighting(walk)
+    weights, fused = Weighting(walk), serves(problem)
     batch, heads, length, _ = problem.query.shape
     value = torch.empty((batch, heads, length, problem.value.shape[-1]), dtype=walk.dtype, device=problem.query.device)
     planes: dict[bool, tuple[list[str], Tensor]] = {}
     for at in walk.tiling.queries():
         query = walk.query(at)
         rows = query.rows.shape[1]
-        moments = Moments(problem.needs, problem.hard, walk.work, at.entries, rows)
+        moments = FusedMoments(walk, at, rows) if fused else _moments(weights, at, rows)
         average = walk.work("average", at.entries, rows, problem.value.shape[-1]).zero_()
         for block in walk.tiling.blocks(at):
             scored = walk.scores(query, block)
-            e, rescale = moments.add(scored, block.tile.region.j0)
-            weights.expect(at, block, e, moments.here)
+            e, rescale = moments.add(scored)
             weights.add(average, at, block, e, rescale)
-            moments.close()
         read = moments.readings()
         walk.put(at, value, average.mul_(torch.exp(-read["log_z"]).unsqueeze(-1)))
         for real in (True, False):
@@ -87,6 +87,11 @@ def forward(problem: Problem) -> Readings:
     return {"average": value} | {
         name: plane for names, stack in planes.values() for name, plane in zip(names, stack.unbind(), strict=True)
     }
+
+
+def _moments(weights: Weighting, at: Queries, rows: int) -> Moments:
+    problem, work = weights.problem, weights.walk.work
+    return Moments(problem.needs, problem.hard, work, at.entries, rows, partial(weights.expect, at))
 
 
 class Weighting:

@@ -70,6 +70,11 @@ class Visible:
         return ~self.seen
 
     @cached_property
+    def bytes(self) -> Tensor:
+        """1 where visible, (n or 1, R or 1, S') with unit stride along the keys."""
+        return self.seen.contiguous().view(torch.uint8)
+
+    @cached_property
     def one(self) -> Tensor:
         """1 where visible, 0 where hidden."""
         return self.seen.to(self.dtype)

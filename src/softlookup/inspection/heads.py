@@ -39,13 +39,14 @@ class LayerRows(Protocol):
 @dataclass(frozen=True)
 class Head:
     """One head as the findings see it. ``wide`` holds means over queries that see at least ``FEW`` keys (None if
-    there is none)."""
+    there is none); ``causal`` is its layer's."""
 
     layer: int
     head: int
     path: str
     means: dict[str, float]
     wide: dict[str, float] | None
+    causal: bool = False
 
     @property
     def label(self) -> str:
@@ -62,6 +63,7 @@ class Layer:
     entropy:   (H, P) mean entropy (nats) of the queries that a point stands for, NaN where none is counted
     bound:     (P,) mean log(visible) of the same queries: no distribution over that many keys has a higher entropy
     length:    number of queries L
+    causal:    whether no query saw what comes after it, as far as the numbers of visible keys tell (see ``_causal``)
     """
 
     index: int
@@ -73,6 +75,7 @@ class Layer:
     entropy: Tensor
     bound: Tensor
     length: int
+    causal: bool
 
     @property
     def heads(self) -> int:
@@ -82,7 +85,7 @@ class Layer:
         """The numbers of head ``number`` as plain floats."""
         means = {stat: float(values[number]) for stat, values in self.means.items()}
         wide = None if self.wide is None else {stat: float(values[number]) for stat, values in self.wide.items()}
-        return Head(self.index, number, self.path, means, wide)
+        return Head(self.index, number, self.path, means, wide, self.causal)
 
 
 def summarize(index: int, seen: LayerRows, stats: tuple[str, ...], positions: Tensor) -> Layer:
@@ -101,7 +104,18 @@ def summarize(index: int, seen: LayerRows, stats: tuple[str, ...], positions: Te
         wide |= _reach(rows, enough, positions.float(), seen.cross)
 
     entropy, bound, points = _curves(rows["entropy"], visible, counted, positions)
-    return Layer(index, seen.name, seen.cross, means, wide, points, entropy, bound, len(positions))
+    causal = not seen.cross and _causal(visible, counted, positions)
+    return Layer(index, seen.name, seen.cross, means, wide, points, entropy, bound, len(positions), causal)
+
+
+def _causal(visible: Tensor, counted: Tensor, positions: Tensor) -> bool:
+    """Whether every counted query sees at most as many keys as there are up to its own place.
+
+    Numbers of keys are all that the statistics tell, and they tell enough: where later keys are visible, the first
+    real query already sees more than itself. Padding on the left is no key, so real queries are counted, not places.
+    """
+    before = int(positions[0]) if len(positions) else 0  # keys from a cache
+    return bool(counted.any()) and bool((visible <= before + counted.cumsum(-1))[counted].all())
 
 
 def _derived(rows: dict[str, Tensor], positions: Tensor, cross: bool) -> dict[str, Tensor]:

@@ -8,20 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..watching.frame import load_pandas
 from .cost import Cost
 from .findings import Finding
 from .heads import FEW, Head, Layer
 from .histogram import Histogram
+from .provenance import Provenance
 from .token_view import TokenView
-from .writing import write_text
+from .writing import check_target, write_text
 
 if TYPE_CHECKING:
-    import pandas
-
     from .terminal import HeadMap
 
 SCHEMA_VERSION = 1
 """Of the JSON; raised when a field changes its meaning or goes away."""
+
+JUDGED = {"previous_token_share": "previous_token", "distance_without_first_token": "reach"}
+"""What findings judge a head by and no statistic of the operator tells: name in the JSON -> name in ``Head.wide``."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Inspection:
     cost: Cost
     tokens: list[str] | None
     text: Text
+    provenance: Provenance
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -63,6 +67,13 @@ class Inspection:
         """Query positions of the longest layer."""
         return max((layer.length for layer in self.layers), default=0)
 
+    @property
+    def causal(self) -> bool | None:
+        """Whether queries see nothing that comes after them, in every self-attention; None where layers differ, or
+        all attend to another sequence."""
+        kinds = {layer.causal for layer in self.layers if not layer.cross}
+        return kinds.pop() if len(kinds) == 1 else None
+
     def heads(self) -> list[Head]:
         """Every head, layer by layer."""
         return [layer.head(number) for layer in self.layers for number in range(layer.heads)]
@@ -73,13 +84,10 @@ class Inspection:
 
         return HeadMap(self, stat)
 
-    def to_frame(self) -> pandas.DataFrame:
-        """One row per head: layer, head, path, every statistic, and the kinds of its findings. Needs pandas."""
-        try:
-            import pandas
-        except ImportError:
-            raise ImportError("to_frame needs pandas: pip install pandas") from None
-        return pandas.DataFrame([row | {"findings": ", ".join(row["findings"])} for row in self._rows()])
+    def to_frame(self) -> Any:
+        """One row per head, with the columns of the JSON's heads: layer, head, path, every statistic, what findings
+        judge, and the kinds of its findings. ``SoftlookupError`` where pandas is not installed."""
+        return load_pandas().DataFrame([row | {"findings": ", ".join(row["findings"])} for row in self._rows()])
 
     def as_dict(self) -> dict[str, Any]:
         """What ``to_json`` writes."""
@@ -90,6 +98,7 @@ class Inspection:
             "kind": self.kind,
             "tokens": self.queries,
             "text": {"title": self.text.title, "sha256": self.text.sha256},
+            "provenance": self.provenance.as_dict() | {"causal": self.causal},
             "cost": self.cost.as_dict(),
             "reductions": {"max_logit": "largest over queries", "others": "mean over queries"},
             "heads": self._rows(),
@@ -102,8 +111,8 @@ class Inspection:
         return json.dumps(_finite(self.as_dict()), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def save_json(self, path: str | Path) -> None:
-        """Write ``to_json()`` to ``path``, whole or not at all."""
-        write_text(path, self.to_json())
+        """Write ``to_json()`` to ``path``, whole or not at all, and never over a file that is not softlookup's."""
+        write_text(check_target(path, "save_json"), self.to_json())
 
     def to_html(self) -> str:
         """The report: one page that needs no network."""
@@ -112,8 +121,8 @@ class Inspection:
         return page(self)
 
     def save_html(self, path: str | Path) -> None:
-        """Write the report to ``path``, whole or not at all."""
-        write_text(path, self.to_html())
+        """Write the report to ``path``, whole or not at all, and never over a file that is not softlookup's."""
+        write_text(check_target(path, "save_html"), self.to_html())
 
     def _repr_html_(self) -> str:
         # A frame of its own: the notebook's styles stay out, the report's scripts stay in.
@@ -134,6 +143,7 @@ class Inspection:
         return [
             {"layer": head.layer, "head": head.head, "path": head.path}
             | head.means
+            | {name: None if head.wide is None else head.wide.get(stat) for name, stat in JUDGED.items()}
             | {"findings": kinds.get((head.layer, head.head), [])}
             for head in self.heads()
         ]

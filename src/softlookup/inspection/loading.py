@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,14 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is: ``place`` is a folder or a hub id, ``gguf`` the file in it to read instead of safetensors."""
+    """Where a model is: ``place`` is a folder or a hub id, ``gguf`` the file in it to read instead of safetensors.
+    ``download``: whether a hub id may be fetched."""
 
     name: str
     place: str
     gguf: str | None = None
     local: bool = True
+    download: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,20 +49,21 @@ def load(
 ) -> Loaded:
     """Load what ``model`` names, in evaluation mode. Raises ``SoftlookupError`` with one line for everything that
     can be wrong."""
+    target = _device(device)
     with _quiet_transformers():
         if model in bundled.BUNDLED and not _is_model_folder(Path(model)):
             source = Source(model, str(bundled.folder(model)))
         else:
-            source = locate(model)
-        _config(source, download)  # alone first: what is wrong with it would be told as a fault of the weights
-        network, notes = _weights(source, dtype, download)
+            source = replace(locate(model), download=download)
+        _config(source)  # alone first: what is wrong with it would be told as a fault of the weights
+        network, notes = _weights(source, dtype)
         if network.main_input_name != "input_ids":
             raise SoftlookupError(
                 f"{model}: expected a model that reads text (input_ids), got one that reads {network.main_input_name}; "
                 "use softlookup.look(model, inputs) from Python with a batch of your own"
             )
-        tokenizer = _tokenizer(source, download)
-    return Loaded(_on_device(network, device).eval(), tokenizer, source.name, notes)
+        tokenizer = _tokenizer(source)
+    return Loaded(_on_device(network, target).eval(), tokenizer, source.name, notes)
 
 
 def locate(model: str) -> Source:
@@ -121,19 +123,19 @@ def _bundled_names() -> str:
     return ", ".join(bundled.BUNDLED)
 
 
-def _options(source: Source, download: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {"local_files_only": source.local or not download, "trust_remote_code": False}
+def _options(source: Source) -> dict[str, Any]:
+    options: dict[str, Any] = {"local_files_only": source.local or not source.download, "trust_remote_code": False}
     return options | ({"gguf_file": source.gguf} if source.gguf else {})
 
 
-def _config(source: Source, download: bool) -> Any:
+def _config(source: Source) -> Any:
     from transformers import AutoConfig
 
     with _told(source, "config"):
-        return AutoConfig.from_pretrained(source.place, **_options(source, download))
+        return AutoConfig.from_pretrained(source.place, **_options(source))
 
 
-def _tokenizer(source: Source, download: bool) -> Any:
+def _tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 
     if source.local and source.gguf is None:
@@ -142,15 +144,15 @@ def _tokenizer(source: Source, download: bool) -> Any:
         if not any(path for kind in kinds for path in Path(source.place).glob(kind)):
             raise SoftlookupError(f"{source.place}: expected a tokenizer beside the weights (tokenizer.json), got none")
     with _told(source, "tokenizer"):
-        return AutoTokenizer.from_pretrained(source.place, **_options(source, download))
+        return AutoTokenizer.from_pretrained(source.place, **_options(source))
 
 
-def _weights(source: Source, dtype: torch.dtype, download: bool) -> tuple[nn.Module, list[str]]:
+def _weights(source: Source, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
     """The trunk without its head: attention is all that is looked at, and logits over a vocabulary are the largest
     tensor there is."""
     from transformers import AutoModel
 
-    options = _options(source, download)
+    options = _options(source)
     if source.gguf is None:
         options["use_safetensors"] = True
     with _told(source, "weights"):
@@ -181,10 +183,12 @@ def _told(source: Source, part: str) -> Iterator[None]:
 def _explained(source: Source, part: str, error: Exception) -> str:
     line = re.sub(r"\s+", " ", str(error)).strip()[:200] or type(error).__name__
     if not source.local:
+        if source.download and not _unreachable(error):
+            return f"{source.place}: its {part} cannot be loaded: {line}"
         return (
-            f"{source.place}: not found in the local cache as safetensors ({part}); --download fetches it from the hub"
-            if os.environ.get("HF_HUB_OFFLINE") == "1" or "local_files_only" in line or "offline" in line.lower()
-            else f"{source.place}: its {part} cannot be loaded: {line}"
+            f"{source.place}: no folder, none of the bundled models ({_bundled_names()}), and not found in the local cache "
+            f"as safetensors ({part}); "
+            + ("the hub cannot be reached" if source.download else "--download fetches it from the hub")
         )
     if "trust_remote_code" in line:
         return f"{source.place}: its {part} needs code from the checkpoint, which is never run"
@@ -192,6 +196,18 @@ def _explained(source: Source, part: str, error: Exception) -> str:
         return f"{Path(source.place) / source.gguf} is no readable GGUF file ({part}): {line}"
     damaged = _damaged(Path(source.place)) if part == "weights" else None
     return f"{damaged} is corrupt: {line}" if damaged else f"{source.place}: its {part} cannot be read: {line}"
+
+
+def _unreachable(error: BaseException | None) -> bool:
+    """Whether the hub gave no answer: huggingface_hub's word for a file that is neither there nor in the cache, or any
+    error of a connection, in the chain of causes."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    while error is not None:
+        if isinstance(error, (ConnectionError, LocalEntryNotFoundError)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _damaged(folder: Path) -> Path | None:
@@ -213,12 +229,22 @@ def _damaged(folder: Path) -> Path | None:
     return None
 
 
-def _on_device(model: nn.Module, device: str | torch.device) -> nn.Module:
+def _device(name: str | torch.device) -> torch.device:
+    """The device called ``name``, before anything is loaded for it; whether this machine has it shows later."""
+    try:
+        return torch.device(name)
+    except RuntimeError:  # torch's message lists all that it was ever built for
+        raise SoftlookupError(f"--device: expected cpu, cuda, cuda:1, mps or the like, got {name}") from None
+
+
+def _on_device(model: nn.Module, device: torch.device) -> nn.Module:
     try:
         return model.to(device)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        line = str(error).splitlines()[0]
-        raise SoftlookupError(f"device: expected one that this machine has, got {device} ({line})") from error
+        line = str(error).splitlines()[0][:120]
+        raise SoftlookupError(f"--device: expected one that this machine has, got {device} ({line})") from error
 
 
 @contextmanager
@@ -233,13 +259,17 @@ def _quiet_transformers() -> Iterator[None]:
         raise SoftlookupError(
             "models need transformers, tokenizers and safetensors: pip install 'softlookup[hf]'"
         ) from error
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    from huggingface_hub.utils import logging as hub
+
+    level, bar, hub_level = logging.get_verbosity(), logging.is_progress_bar_enabled(), hub.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
+    hub.set_verbosity(logging.CRITICAL)  # a line per retry
     logging.disable_progress_bar()
     try:
         with redirect_stderr(io.StringIO()):
             yield
     finally:
         logging.set_verbosity(level)
+        hub.set_verbosity(hub_level)
         if bar:
             logging.enable_progress_bar()

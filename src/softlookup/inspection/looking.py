@@ -18,6 +18,7 @@ from .forward import bind, quietly, synchronize
 from .heads import FEW, Layer, summarize
 from .histogram import Histogram
 from .inspection import Inspection, Text
+from .provenance import provenance_of
 from .slices import positions_of
 from .token_view import TokenView
 
@@ -30,7 +31,7 @@ Progress = Callable[[str, float | None], None]
 
 def look(
     model: nn.Module,
-    inputs: Any,
+    inputs: Any = None,
     tokens: Any = None,
     *,
     heads: Sequence[tuple[int, int]] | None = None,
@@ -38,11 +39,12 @@ def look(
     text: Text | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    **batch: Any,
 ) -> Inspection:
     """What every attention head of ``model`` does with ``inputs``.
 
     inputs:   any batch that the model takes: a mapping of keywords (a tokenizer's output), a tensor, or a tuple of
-    arguments
+    arguments; or the keywords themselves, ``look(model, **batch)``
     tokens:   the words of the first sequence for the report, one string per position, or the tokenizer that made
     ``inputs``
     heads:    (layer, head) pairs that get a token view; by default up to 16 that the findings name
@@ -55,6 +57,10 @@ def look(
     from ..integrations.any_model import watch
 
     say = progress or _silent
+    if batch:
+        if inputs is not None:  # an option's name misspelt, most likely
+            raise SoftlookupError(f"look: expected inputs or keywords for the model, got both ({', '.join(batch)})")
+        inputs = batch
     if heads is not None and len(heads) > VIEWS:
         raise SoftlookupError(f"heads: expected at most {VIEWS} heads for token views, got {len(heads)}")
     forward = bind(model, inputs)
@@ -76,6 +82,12 @@ def look(
         say("looking at every head", None)
         with watch(model, keep="rows", probes=(follow,)) as seen:
             looked = timed(forward)
+            if not seen.layers:
+                raise SoftlookupError(
+                    f"look: expected attention through F.scaled_dot_product_attention, nn.MultiheadAttention or "
+                    f"transformers' attention interface, got a {type(model).__name__} that made no attention call that "
+                    "could be seen"
+                )
         # The first plain pass also warmed caches and kernels up; the fairer one comes after the look.
         say("plain forward again", None)
         plain.append(timed(forward))
@@ -99,6 +111,7 @@ def look(
         cost=Cost(best(plain), looked, closer),
         tokens=_words(tokens, inputs),
         text=text or Text("input given from Python"),
+        provenance=provenance_of(model),
         notes=_notes(layers),
     )
 

@@ -45,9 +45,9 @@ STATISTICS: dict[str, Statistic] = {
 }  # fmt: skip
 
 
-def statistic(name: str, available: list[str]) -> Statistic:
+def statistic(name: str, available: list[str], option: str = "stat") -> Statistic:
     """The entry for ``name``, which must be among ``available``; a statistic without an entry of its own is drawn
-    plainly."""
+    plainly. ``option``: what an error calls the name."""
     if name not in available:
-        raise SoftlookupError(f"statistic: expected one of {', '.join(available)}, got {name!r}")
+        raise SoftlookupError(f"{option}: expected one of {', '.join(available)}, got {name!r}")
     return STATISTICS.get(name) or Statistic(name, name.replace("_", " "), "")

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.text import Text
 
+from .findings import JUDGED_ON, grouped
 from .findings import Group as Kindred
-from .findings import grouped
+from .flow import INDENT, Flow, words
 from .statistics import Statistic, statistic
 
 if TYPE_CHECKING:
@@ -51,18 +51,20 @@ class HeadMap:
 def summary(inspection: Inspection, stat: str = "entropy_ratio") -> RenderableType:
     """The whole screen: findings first, then the map, then the cost of looking."""
     heads = len(inspection.heads())
-    title = Text.assemble(
+    title = words(
         (inspection.model, "bold"),
         f"  {inspection.queries:,} tokens of {inspection.text.title}, {len(inspection.layers)} layers, {heads:,} heads",
     )
-    parts: list[RenderableType] = [title, Text()]
+    parts: list[RenderableType] = [Flow(title), Text()]
     groups = grouped(inspection.findings)
     if not groups:
         parts.append(Text("No head passes a threshold."))
     for group in groups:
-        parts += [_finding(group), Text()]
-    parts += [Text(f"Note: {note}") for note in inspection.notes]
-    parts += [HeadMap(inspection, stat), Text(), Text(f"Cost of looking: {inspection.cost}")]
+        parts += [*_finding(group), Text()]
+    if groups:
+        parts += [Flow(words((f"{JUDGED_ON} The map takes every query.", "dim"))), Text()]
+    parts += [Flow(words(f"Note: {note}")) for note in inspection.notes]
+    parts += [HeadMap(inspection, stat), Text(), Flow(words(f"Cost of looking: {inspection.cost}"))]
     return Group(*parts)
 
 
@@ -78,29 +80,27 @@ def _plain(renderable: RenderableType) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def _finding(group: Kindred) -> RenderableType:
+def _finding(group: Kindred) -> Iterator[RenderableType]:
     """A title with the threshold, the heads with their values, and what it means."""
-    warning = group.kind.tone == "warning"
-    title = Text.assemble(
-        ("! " if warning else "• ", "bold yellow" if warning else "bold cyan"),
-        (group.title, "bold"),
-        (f"  {group.criterion}", "dim"),
-    )
-    # A no-break space: a head and its value stay on one line.
-    named = [Text.assemble((found.label, "bold"), f"\u00a0{found.value:.3g}") for found in group.findings[:LISTED]]
-    heads = Text(", ").join(named)
+    bullet = Text("! ", "bold yellow") if group.kind.tone == "warning" else Text("• ", "bold cyan")
+    yield Flow(words((group.title, "bold"), (f"  {group.criterion}", "dim")), bullet)
+    listed = group.findings[:LISTED]
+    ends = [","] * (len(listed) - 1) + [""]
+    heads = [
+        Text.assemble((found.label, "bold"), f" {found.value:.3g}{end}") for found, end in zip(listed, ends, strict=True)
+    ]
     more = len(group.findings) - LISTED
     if more > 0:
-        heads.append(f" and {more} more", "dim")
-    meaning = Text(f"{group.kind.meaning} {group.kind.advice}", "dim")
-    return Group(title, Padding(Group(heads, meaning), (0, 0, 0, 2)))
+        heads.append(Text(f"and {more} more", "dim"))
+    yield Flow(heads, " " * INDENT)
+    yield Flow(words((" ".join(group.words), "dim")), " " * INDENT)
 
 
 def _map(inspection: Inspection, name: str, console: Console) -> Iterator[RenderableType]:
     stat = statistic(name, inspection.stats)
     rows = [_values(layer.means.get(name), layer.heads) for layer in inspection.layers]
     low, high = _range(stat, [value for row in rows for value in row if math.isfinite(value)])
-    yield Text.assemble((f"{stat.label}, layer by head", "bold"), (f"  {stat.help}", "dim"))
+    yield Flow(words((f"{stat.label}, layer by head", "bold"), (f"  {stat.help}", "dim")))
     colour = console.color_system is not None
     widest = max(map(len, rows), default=0)
     label = len(str(len(rows) - 1)) + 1
@@ -115,6 +115,8 @@ def _map(inspection: Inspection, name: str, console: Console) -> Iterator[Render
             for head in band:
                 if head < len(row):
                     line.append_text(_cell(row[head], _share(stat, row[head], low, high), cell, numbers, colour))
+            if not colour:
+                line.rstrip()
             yield line
     yield _legend(low, high, stat, colour, numbers)
 

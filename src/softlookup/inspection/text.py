@@ -70,7 +70,7 @@ def read(tokenizer: Any, content: str, tokens: int, *, encoder_decoder: bool = F
     offsets = encoded.pop("offset_mapping", None)
     numbers = encoded["input_ids"][0].tolist()
     if len(numbers) < 2:
-        raise SoftlookupError(f"text: expected at least 2 tokens, got {len(numbers)}")
+        raise SoftlookupError(f"--text: expected at least 2 tokens, got {len(numbers)}")
     if offsets is None:
         words = words_of(tokenizer, numbers)
     else:

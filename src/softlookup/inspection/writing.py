@@ -14,7 +14,8 @@ MARKS = ('<meta name="generator" content="softlookup', '"generator": "softlookup
 
 
 def check_target(path: str | Path, option: str) -> Path:
-    """The path to write to later, checked now: a long run should not end in an error that was there from the start."""
+    """The path to write to later, checked now: a long run should not end in an error that was there from the start.
+    ``option``: what an error calls it."""
     target = Path(path).expanduser()
     folder = target.parent
     if target.is_dir():
@@ -24,9 +25,7 @@ def check_target(path: str | Path, option: str) -> Path:
     if not os.access(folder, os.W_OK):
         raise SoftlookupError(f"{option}: expected a folder that can be written to, got {folder} (no permission)")
     if target.exists() and not _is_ours(target):
-        raise SoftlookupError(
-            f"{target} exists and was not written by softlookup; choose another path with {option} PATH"
-        )
+        raise SoftlookupError(f"{option}: {target} exists and was not written by softlookup; choose another path")
     return target
 
 
@@ -42,13 +41,14 @@ def write_text(path: str | Path, text: str) -> None:
         os.replace(temporary, target)
         temporary = None
     except OSError as error:
-        raise SoftlookupError(f"cannot write {target}: {_reason(error)}") from error
+        raise SoftlookupError(f"cannot write {target}: {reason(error)}") from error
     finally:  # also on Ctrl-C
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """What is wrong, in a few words."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SoftlookupError
 from .call import Call
+from .frame import load_pandas
 from .layer import LayerSeen
 from .table import Table, table_of
 
@@ -45,16 +45,16 @@ class Seen:
                 return layer
         raise AssertionError("unreachable: the last name determines heads and cross")
 
-    def table(self, stats: Sequence[str] | None = None) -> Table:
-        """A layer x head table of means that prints itself in 80 columns; `stats` picks others than the main ones."""
+    def table(self, stats: str | Sequence[str] | None = None) -> Table:
+        """A layer x head table of means that prints itself in 80 columns; `stats`, a name or several, picks others than
+        the main ones."""
         return table_of(self, stats)
 
     def to_frame(self) -> Any:
-        """A pandas DataFrame, one row per layer and head: `count`; mean, std, min, max and median of each statistic."""
-        try:
-            pandas = importlib.import_module("pandas")
-        except ImportError as error:
-            raise SoftlookupError("to_frame: expected pandas to be installed (pip install pandas)") from error
+        """A pandas DataFrame, one row per layer and head: `count`; mean, std, min, max and median of each statistic.
+
+        `SoftlookupError` where pandas is not installed."""
+        pandas = load_pandas()
         records = []
         for layer in self.layers.values():
             columns: dict[str, Any] = {"layer": layer.name, "head": range(layer.heads), "count": layer.counts.tolist()}

@@ -51,8 +51,9 @@ class Table:
     __repr__ = __str__
 
 
-def table_of(seen: Seen, stats: Sequence[str] | None = None) -> Table:
+def table_of(seen: Seen, stats: str | Sequence[str] | None = None) -> Table:
     """Means per layer and head; "-" where a layer has no such statistic or no query counted."""
+    stats = (stats,) if isinstance(stats, str) else stats
     wanted = tuple(stats) if stats is not None else tuple(s for s in MAIN if s in seen.stats) or seen.stats[: len(MAIN)]
     unknown = [name for name in wanted if name not in seen.stats]
     if unknown:

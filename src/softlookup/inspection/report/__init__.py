@@ -14,13 +14,14 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from ..cost import seconds
-from ..findings import Finding, Group, grouped
+from ..findings import JUDGED_ON, Finding, Group, grouped
 from .data import keys_shown, page_data, script_json
 
 if TYPE_CHECKING:
     from ..inspection import Inspection
 
 SCRIPTS = ("data", "colour", "map", "chart", "head", "tokens", "main")
+ATTENDS = {True: "causal", False: "not causal", None: "causal in part"}
 CHIPS = 9
 """Heads that a finding shows before "and … more"."""
 
@@ -32,7 +33,7 @@ def page(inspection: Inspection) -> str:
     heads = len(inspection.heads())
     return _filled(
         _asset("page.html"),
-        version=html.escape(_version()),
+        version=html.escape(inspection.provenance.softlookup),
         title=html.escape(f"{inspection.model} · softlookup"),
         style=_asset("style.css"),
         model=html.escape(inspection.model),
@@ -88,12 +89,13 @@ def _lead(inspection: Inspection, heads: int) -> str:
 
 
 def _facts(inspection: Inspection, heads: int) -> str:
-    cost = inspection.cost
+    cost, made = inspection.cost, inspection.provenance
     text_note = f"sha256 {inspection.text.sha256[:12]}…" if inspection.text.sha256 else ""
     both = f"{seconds(cost.looked.seconds)}; the plain forward took {seconds(cost.plain.seconds)}"
     entries = [
-        ("Heads", f"{heads:,}", f"in {len(inspection.layers)} layers; {inspection.kind}"),
+        ("Heads", f"{heads:,}", f"in {len(inspection.layers)} layers, {ATTENDS[inspection.causal]}; {inspection.kind}"),
         ("Text", f"{inspection.queries:,} tokens", text_note),
+        ("Computed in", made.dtype, f"on {made.device}"),
         ("Cost of looking", f"{cost.ratio:.2f}×", both),
     ]
     if cost.extra_mb is not None:
@@ -107,17 +109,19 @@ def _facts(inspection: Inspection, heads: int) -> str:
 def _findings(groups: Sequence[Group]) -> str:
     if not groups:
         return '<p class="hint">No head passed a threshold. The maps below show all of them.</p>'
-    return f'<div class="findings">{"".join(_card(group) for group in groups)}</div>'
+    cards = "".join(_card(group) for group in groups)
+    note = f"{JUDGED_ON} The maps and the numbers of a head take every query."
+    return f'<div class="findings">{cards}</div><p class="footnote">{html.escape(note)}</p>'
 
 
 def _card(group: Group) -> str:
-    kind = group.kind
+    kind, (meaning, advice) = group.kind, group.words
     more = group.findings[CHIPS:]
     rest = f"<details><summary>and {len(more)} more</summary>{_chips(more)}</details>" if more else ""
     return (
         f'<article class="card finding {kind.tone}"><h3>{html.escape(group.title)}</h3>'
         f'<p class="criterion">{html.escape(group.criterion)}</p>'
-        f'<p class="meaning">{html.escape(kind.meaning)}</p><p class="advice">{html.escape(kind.advice)}</p>'
+        f'<p class="meaning">{html.escape(meaning)}</p><p class="advice">{html.escape(advice)}</p>'
         f"{_chips(group.findings[:CHIPS])}{rest}"
         f'<div class="on-map"><button type="button" data-kind="{kind.name}" aria-pressed="false">'
         "Show on the map</button></div></article>"
@@ -133,10 +137,11 @@ def _chips(findings: Sequence[Finding]) -> str:
 
 
 def _footer(inspection: Inspection) -> str:
+    made = inspection.provenance
     digest = f" Text: {inspection.text.title}, sha256 {inspection.text.sha256}." if inspection.text.sha256 else ""
     return (
-        f"Made by softlookup {_version()}. Entropies in nats; values are means over queries, the largest logit "
-        f"excepted.{digest}"
+        f"Made by softlookup {made.softlookup} with torch {made.torch}. Entropies in nats; values are means over queries, "
+        f"the largest logit excepted.{digest}"
     )
 
 
@@ -147,12 +152,3 @@ def _filled(template: str, **slots: str) -> str:
 
 def _asset(name: str) -> str:
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("softlookup")
-    except PackageNotFoundError:  # run from a source tree
-        return "0"

@@ -64,7 +64,7 @@ function entropyChart(box, layer, head, say) {
   svg.addEventListener("pointermove", show);
   svg.addEventListener("pointerdown", show);
   svg.addEventListener("pointerleave", () => { cross.setAttribute("visibility", "hidden"); knob.setAttribute("visibility", "hidden"); say(null); });
-  box.replaceChildren(svg);
+  fill(box, svg);
 }
 
 function histogramChart(box, layer, head) {
@@ -81,5 +81,5 @@ function histogramChart(box, layer, head) {
     svg.append(make("path", { class: `bars-${name}`, d: `M${px(low).toFixed(1)} ${base}${outline}L${px(high).toFixed(1)} ${base}Z` }));
     if (name === "weight") svg.append(make("path", { class: "curve", d: `M${outline.slice(1)}` }));
   }
-  box.replaceChildren(svg);
+  fill(box, svg);
 }

@@ -48,7 +48,8 @@ const number = (value) => {
 const whole = (value) => Math.round(value).toLocaleString("en");
 const percent = (value) => (value > 0 && value < 0.005 ? "<1 %" : `${Math.round(value * 100)} %`);
 
-// Elements are built, never parsed: text from the model cannot become markup.
+// Elements are built, never parsed: text from the model cannot become markup. What is not there is left out: the DOM would write "null".
+const present = (children) => children.filter((child) => child !== null && child !== undefined);
 function make(name, attributes = {}, ...children) {
   const svg = ["svg", "path", "line", "rect", "circle", "text", "g"].includes(name);
   const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
@@ -56,6 +57,7 @@ function make(name, attributes = {}, ...children) {
     if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
     else if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value === true ? "" : value);
   }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
+  node.append(...present(children));
   return node;
 }
+function fill(node, ...children) { node.replaceChildren(...present(children)); }

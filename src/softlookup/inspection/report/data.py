@@ -47,6 +47,7 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
             {
                 "path": layer.path,
                 "cross": layer.cross,
+                "causal": layer.causal,
                 "heads": layer.heads,
                 "axis": _shared(axes, layer.positions[::step], layer.bound[::step]),
                 "entropy": packed(layer.entropy[:, ::step]),
@@ -64,8 +65,9 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
                 "quantity": kind.quantity,
                 "above": kind.above,
                 "tone": kind.tone,
+                "words": kind.words(causal=False),
+                "wordsIfCausal": kind.words(causal=True),
             }
-            | {"meaning": kind.meaning, "advice": kind.advice}
             for kind in KINDS.values()
         },
         "findings": [
@@ -90,7 +92,21 @@ def _ordered(names: list[str]) -> list[str]:
 
 def _stat(inspection: Inspection, name: str) -> dict[str, Any]:
     known = statistic(name, inspection.stats)
-    return {"name": name, "label": known.label, "help": known.help, "domain": known.domain, "scale": known.scale}
+    return {
+        "name": name,
+        "label": known.label,
+        "help": known.help,
+        "domain": known.domain,
+        "scale": known.scale,
+        "mapped": _differs(inspection, name),
+    }
+
+
+def _differs(inspection: Inspection, name: str) -> bool:
+    """False where every head has the same value, as the page rounds it: such a map shows nothing. A model of one head
+    keeps all its maps."""
+    values = [value for layer in inspection.layers for value in _values(layer.means.get(name), layer.heads)]
+    return len(values) == 1 or len({value for value in values if value is not None}) > 1
 
 
 def _values(values: Tensor | None, heads: int) -> list[float | None]:

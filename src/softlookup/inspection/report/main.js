@@ -1,5 +1,5 @@
 // The page's state, and who hears of a change.
-const state = { stat: data.stats[0], layer: 0, head: 0 };
+const state = { stat: data.stats.find((stat) => stat.mapped) || data.stats[0], layer: 0, head: 0 };
 
 function choose(layer, head, scroll) {
   Object.assign(state, { layer, head });
@@ -54,7 +54,7 @@ function opening() {
 
 function start() {
   const stats = document.getElementById("stats");
-  data.stats.forEach((stat) => stats.append(make("button", { role: "radio", "data-stat": stat.name, onclick: () => chooseStat(stat) }, stat.label)));
+  data.stats.filter((stat) => stat.mapped).forEach((stat) => stats.append(make("button", { role: "radio", "data-stat": stat.name, onclick: () => chooseStat(stat) }, stat.label)));
   rove(stats);
   map.build();
   reader.build();

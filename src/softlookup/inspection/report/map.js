@@ -77,7 +77,7 @@ const map = {
     const most = Math.max(...bins, 1);
     const bars = bins.map((count) => make("i", { style: `height:${count ? Math.max(6, (100 * count) / most) : 0}%` }));
     const stops = Array.from({ length: 17 }, (_, i) => colour(i / 16)).join(",");
-    document.getElementById("legend").replaceChildren(
+    fill(document.getElementById("legend"),
       make("div", { class: "counts" }, ...bars),
       make("div", { class: "ramp", style: `background:linear-gradient(90deg,${stops})` }),
       make("div", { class: "ends" }, make("span", {}, number(scale.low)), make("span", {}, scale.logarithmic ? "how many heads; logarithmic scale" : "how many heads"), make("span", {}, number(scale.high))));
@@ -96,13 +96,13 @@ const map = {
     if (kind !== null) data.findings.filter(([name]) => name === kind).forEach(([, l, h]) => this.cells[l][h].classList.add("kept"));
     const note = document.getElementById("filter-note");
     note.hidden = kind === null;
-    note.textContent = kind === null ? "" : `Bright: every ${data.kinds[kind].singular}.`;
+    note.textContent = kind === null ? "" : `Every ${data.kinds[kind].singular}; others are dimmed.`;
   },
 };
 
 const tip = document.getElementById("tip");
 function showTip(anchor, ...content) {
-  tip.replaceChildren(...content.filter(Boolean));
+  fill(tip, ...content);
   tip.hidden = false;
   const box = anchor.getBoundingClientRect(), own = tip.getBoundingClientRect();
   tip.style.left = `${Math.min(window.innerWidth - own.width - 8, Math.max(8, box.left + box.width / 2 - own.width / 2))}px`;

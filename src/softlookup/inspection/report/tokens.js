@@ -40,7 +40,7 @@ const reader = {
       else { span.classList.add("number"); span.append(String(i)); }
       return span;
     });
-    this.text.replaceChildren(...this.spans);
+    fill(this.text, ...this.spans);
   },
 
   look(i) {
@@ -69,7 +69,7 @@ const reader = {
     const share = reads.length === 1 ? `the one key shown carries ${percent(covered)} of the weight`
       : reads.length ? `the ${reads.length} keys shown carry ${percent(covered)} of the weight` : "no key is visible (padding)";
     const bars = reads.map(([key, weight]) => make("rect", { class: "bar", x: `${(100 * key) / total}%`, width: 4, y: 33 - 30 * weight, height: 30 * weight + 1, rx: 1 }));
-    this.readout.replaceChildren(
+    fill(this.readout,
       make("div", { class: "who" },
         make("span", {}, make("span", { class: "word" }, plainWord(i)), ` at ${whole(i)} in head ${this.view.layer}.${this.view.head}`),
         make("small", {}, share + (this.pinned ? " · pinned, choose again to let go" : ""))),

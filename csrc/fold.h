@@ -1,0 +1,162 @@
+// A block of scores in rows, from any score at all, into the running moments of its rows and into weights in place: what
+// moments.h does for the fused kernels, here for blocks that torch computed (engines/streaming.py). Lanes are keys.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "softlookup.h"
+#include "vector.h"
+
+namespace SL_ISA {
+
+constexpr int64_t PEEK = 64;
+
+typedef int8_t Bytes __attribute__((vector_size(LANES)));
+
+inline float total(F x) {
+    float sum = 0;
+    for (int l = 0; l < LANES; ++l) sum += x[l];
+    return sum;
+}
+
+// One row of a block: whole vectors, then a rest that is padded with hidden keys.
+struct Row {
+    float* scores;
+    const uint8_t* seen;  // null: all visible
+    int64_t columns;
+
+    // Calls each(vector of scores with -inf where hidden, first column) and stores what it gives.
+    template <bool MASKED, class Each>
+    void map(const Each& each) const {
+        int64_t j = 0;
+        for (; j + LANES <= columns; j += LANES) {
+            F x = load(scores + j);
+            if (MASKED) x = hide(x, seen + j);
+            store(scores + j, each(x, j));
+        }
+        if (j == columns) return;
+        float rest[LANES];
+        for (int l = 0; l < LANES; ++l) rest[l] = j + l < columns && (!MASKED || seen[j + l]) ? scores[j + l] : -INF;
+        store(rest, each(load(rest), j));
+        std::memcpy(scores + j, rest, (columns - j) * sizeof(float));
+    }
+
+  private:
+    static F hide(F x, const uint8_t* seen) {
+        Bytes bytes;
+        std::memcpy(&bytes, seen, sizeof bytes);
+        return __builtin_convertvector(bytes, I) != I{} ? x : splat(-INF);
+    }
+};
+
+// The row's maximum and where it is first reached; -inf and -1 where nothing is visible.
+template <bool MASKED>
+inline void find_top(const Row& row, float& top, int64_t& column) {
+    F m = splat(-INF);
+    I best = splat(-1), numbers = lane_numbers();
+    row.map<MASKED>([&](F x, int64_t j) {
+        best = x > m ? numbers + splat((int32_t)j) : best;
+        m = max(x, m);
+        return x;
+    });
+    top = -INF, column = -1;
+    for (int l = 0; l < LANES; ++l)
+        if (m[l] > top || (m[l] == top && best[l] >= 0 && best[l] < column)) top = m[l], column = best[l];
+}
+
+template <bool MASKED>
+inline void fold_row(const sl_fold& f, int64_t r) {
+    const int64_t entry = r / f.entry_rows;
+    Row row{f.scores + r * f.columns, MASKED ? f.seen + entry * f.seen_entry + r % f.entry_rows * f.seen_row : nullptr, f.columns};
+    float top;
+    int64_t column;
+    find_top<MASKED>(row, top, column);
+    const float old = f.m[r], m = std::max(old, top), base = m == -INF ? 0 : m;
+    if (f.best && top > old) f.best[r] = f.position + column;
+    float fade = old == -INF ? 0 : std::exp(old - base);
+    f.m[r] = m, f.fade[r] = fade;
+    if (!f.statistics) {
+        F z{}, n{};
+        row.map<false>([&](F x, int64_t) {
+            F e = exp_negative(x - base);
+            z += e;
+            if (MASKED) n += x > splat(-INF) ? splat(1.f) : F{};
+            return e;
+        });
+        f.z[r] = f.z[r] * fade + total(z);
+        f.count[r] += MASKED ? total(n) : (float)f.columns;
+        if (!(f.z[r] == f.z[r])) f.m[r] = NAN;
+        return;
+    }
+    // Means and variances are taken from near the mean, so that squares do not cancel: from the mean so far, or, where the
+    // maximum moves and that may count for little, together with that of the first few keys of this block.
+    const float z_before = f.z[r] * fade, mean = z_before > 0 ? f.mean[r] + (old - base) : 0, n_before = f.count[r];
+    float near = mean;
+    if (top > old) {
+        F z{}, a{};
+        for (int64_t j = 0; j + LANES <= std::min<int64_t>(f.columns, PEEK); j += LANES) {
+            F t = load(row.scores + j) - base, e = exp_negative(t);
+            z += e;
+            a += e > F{} ? e * t : F{};
+        }
+        const float weight = z_before + total(z);
+        near = weight > 0 ? (z_before * mean + total(a)) / weight : 0;
+    }
+    float flat = f.flat_mean[r];
+    if (n_before == 0) {
+        F sum{}, n{};
+        row.map<false>([&](F x, int64_t) {
+            I visible = x > splat(-INF);
+            sum += visible ? x : F{};
+            n += visible ? splat(1.f) : F{};
+            return x;
+        });
+        flat = total(sum) / std::max(1.f, total(n));
+    }
+    F z{}, c{}, a1{}, a2{}, n{}, u1{}, u2{}, d{}, s{};
+    F j = __builtin_convertvector(lane_numbers(), F) + splat((float)(f.position - (f.query_position ? f.query_position[r % f.entry_rows % f.queries] : 0)));
+    const int64_t sink0 = f.first_sink[entry] - f.position, sink1 = sink0 + f.sinks;
+    const bool sinks = sink1 > 0 && sink0 < f.columns;
+    const F first = splat((float)sink0), last = splat((float)sink1), lanes = __builtin_convertvector(lane_numbers(), F);
+    row.map<false>([&](F x, int64_t column) {
+        I visible = x > splat(-INF) || x != x;
+        F t = x - base, e = exp_negative(t), off = x - flat;
+        t = visible ? t - near : F{};
+        off = visible ? off : F{};
+        n += visible ? splat(1.f) : F{};
+        z += e;
+        c += e * e;
+        F weighted = e * t;
+        a1 += weighted;
+        a2 += weighted * t;
+        u1 += off;
+        u2 += off * off;
+        d += e * abs(j + splat((float)column));
+        if (sinks) {
+            F at = lanes + splat((float)column);
+            s += (at >= first && at < last) ? e : F{};
+        }
+        return e;
+    });
+    const float z_here = total(z), z_all = z_before + z_here, share = z_all > 0 ? z_here / z_all : 0, a = total(a1);
+    const float offset = z_here > 0 ? a / z_here : 0, apart = z_here > 0 ? near + offset - mean : 0;
+    f.z[r] = z_all;
+    f.var[r] = f.var[r] * fade + std::max(0.f, total(a2) - a * offset) + z_before * share * apart * apart;
+    f.mean[r] = mean + share * apart;
+    f.c[r] = f.c[r] * fade * fade + total(c);
+    f.distance[r] = f.distance[r] * fade + total(d);
+    f.sink[r] = f.sink[r] * fade + total(s);
+    const float n_here = total(n), n_all = n_before + n_here, n_share = n_all > 0 ? n_here / n_all : 0, u = total(u1);
+    const float flat_apart = n_here > 0 ? u / n_here : 0;
+    f.count[r] = n_all;
+    f.flat_var[r] += std::max(0.f, total(u2) - u * flat_apart) + n_before * n_share * flat_apart * flat_apart;
+    f.flat_mean[r] = flat + n_share * flat_apart;
+    if (!(z_all == z_all)) f.m[r] = NAN;
+}
+
+inline void fold_rows(const sl_fold& f, int64_t row0, int64_t row1) {
+    for (int64_t r = row0; r < row1; ++r) f.seen ? fold_row<true>(f, r) : fold_row<false>(f, r);
+}
+
+}  // namespace SL_ISA
