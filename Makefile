@@ -43,8 +43,9 @@ lint: $(READY)  ## ruff, mypy, and the contract that a module imports only from 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## the streaming engine against torch's fused attention, and the cost of looking
-	$(BIN)/python benchmarks/streaming.py --json benchmarks/streaming.json
+bench: $(READY)  ## both engines against torch's fused attention, and the cost of looking
+	$(BIN)/python benchmarks/attention.py --json benchmarks/native.json
+	$(BIN)/python benchmarks/attention.py --engine streaming --json benchmarks/streaming.json
 	$(BIN)/python benchmarks/looking.py
 
 docs: $(READY)  ## build the site into site/
@@ -52,4 +53,4 @@ docs: $(READY)  ## build the site into site/
 	$(BIN)/mkdocs build --strict
 
 clean:  ## remove .venv and what was built
-	rm -rf .venv build dist site benchmarks/streaming.json smollm2-report.html
+	rm -rf .venv build dist site benchmarks/*.json smollm2-report.html

@@ -115,9 +115,8 @@ def main() -> None:
                     rows[f"forward {name}"] = partial(forward, *arguments)
                     rows[f"backward {name}"] = partial(backward, *arguments)
     rows["forward window 256 of 8192, statistics"] = lambda: window(8192, 256, max(3, args.rounds // 2))
-    print(
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {args.threads} threads, B=1 H={H}, engine {args.engine}"
-    )
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, torch {torch.__version__}, {args.threads} threads, B=1 H={H}, engine {args.engine}")
     print(f"{'peer: torch SDPA (fp32)':42s} {'ratio':>6s}  {'quartiles':>12s} {'peer ms':>9s} {'ours ms':>9s}")
     results = {}
     for name, run in rows.items():

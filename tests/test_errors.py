@@ -61,7 +61,7 @@ INPUTS = {
 
 ARGUMENTS = {
     "score": (lambda: attend(score="dot"), "score: expected a Score, such as ScaledDot(), got str"),
-    "score class": (lambda: attend(score=sl.Dot), "score: expected a Score, such as ScaledDot(), got type"),
+    "score class": (lambda: attend(score=sl.Dot), "score: expected a Score, such as ScaledDot(), got the class Dot itself"),
     "softcap": (lambda: sl.ScaledDot(softcap=0.0), "softcap: expected a finite number > 0, got 0.0"),
     "softcap NaN": (lambda: sl.ScaledDot(softcap=math.nan), "softcap: expected a finite number > 0, got nan"),
     "ssmax": (lambda: attend(score=sl.ScaledDot(ssmax=torch.ones(3))), "ssmax: expected a number or a tensor of shape (4,)"),

@@ -251,3 +251,12 @@ def test_tensors_and_functions_combine_from_either_side():
     for mask in (sl.Causal() & seen, seen & sl.Causal(), sl.Causal() & (lambda b, h, i, j: seen[i - 4, j])):
         assert isinstance(mask, Mask)
         torch.testing.assert_close(sl.attend(q, k, v, mask=mask), want)
+
+
+def test_masks_say_what_they_are_and_refuse_to_be_true_or_false():
+    assert repr(sl.Causal() & sl.Window(5) | ~sl.Prefix(3)) == "((Causal() & Window(5)) | ~Prefix(3))"
+    with pytest.raises(sl.SoftlookupError, match="expected & | ~"):
+        sl.Causal() and sl.Window(3)
+    q = torch.randn(1, 2, 5, 4)
+    with pytest.raises(sl.SoftlookupError, match="got the class Causal itself"):
+        sl.attend(q, q, q, mask=sl.Causal)

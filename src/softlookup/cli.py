@@ -165,6 +165,7 @@ def info() -> None:
 
     from . import __version__
     from .inspection import bundled
+    from .engines import library
     from .operator import ENGINES
 
     def installed(package: str) -> str:
@@ -177,7 +178,9 @@ def info() -> None:
     typer.echo(f"python        {sys.version.split()[0]}")
     for package in ("torch", "numpy", "transformers", "tokenizers", "safetensors", "gguf"):
         typer.echo(f"{package:<13} {installed(package)}")
+    native, which = library.load()
     typer.echo(f"engines       {', '.join(engine.name for engine in ENGINES)}")
+    typer.echo(f"native        {which if native else 'missing: ' + which}")
     typer.echo(f"threads       {torch.get_num_threads()}")
     typer.echo(f"accelerator   {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}")
     for name, bundle in bundled.BUNDLED.items():

@@ -85,27 +85,44 @@ class Mask:
     __rand__ = __and__
     __ror__ = __or__
 
+    def __bool__(self) -> bool:
+        raise SoftlookupError("mask: expected & | ~ to combine masks, got 'and', 'or', 'not' or a condition, which keep one of them")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(_brief(x) for x in vars(self).values() if x is not None and not isinstance(x, str))})"
+
 
 def _as_mask(mask: object) -> Mask:
     if isinstance(mask, Mask):
         return mask
     if isinstance(mask, Tensor) and mask.dtype == torch.bool:
         return Dense(mask)
-    if callable(mask):
+    if callable(mask) and not isinstance(mask, type):
         return MaskFunction(mask)
     raise SoftlookupError(f"mask: expected a Mask, a boolean tensor or a function to combine with, got {describe(mask)}")
 
 
+def _brief(x: object) -> str:
+    if isinstance(x, Tensor):
+        return str(x.item()) if x.numel() == 1 else f"tensor{tuple(x.shape)}"
+    return getattr(x, "__name__", None) or repr(x)
+
+
 def describe(thing: object) -> str:
+    if isinstance(thing, type):
+        return f"the class {thing.__name__} itself"
     if isinstance(thing, Tensor):
         return f"a {str(thing.dtype).removeprefix('torch.')} tensor of shape {tuple(thing.shape)}"
     return type(thing).__name__
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class And(Mask):
     a: Mask
     b: Mask
+
+    def __repr__(self) -> str:
+        return f"({self.a!r} & {self.b!r})"
 
     def visible(self, tile: Tile) -> Tensor:
         return self.a.visible(tile) & self.b.visible(tile)
@@ -145,10 +162,13 @@ class And(Mask):
         return None if a is None or b is None else And(a, b)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Or(Mask):
     a: Mask
     b: Mask
+
+    def __repr__(self) -> str:
+        return f"({self.a!r} | {self.b!r})"
 
     def visible(self, tile: Tile) -> Tensor:
         return self.a.visible(tile) | self.b.visible(tile)
@@ -182,9 +202,12 @@ class Or(Mask):
         return None if a is None or b is None else Or(a, b)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Not(Mask):
     a: Mask
+
+    def __repr__(self) -> str:
+        return f"~{self.a!r}"
 
     def visible(self, tile: Tile) -> Tensor:
         return ~self.a.visible(tile)

@@ -194,7 +194,7 @@ def canonical_mask(mask: Mask | Tensor | Callable | None, shapes: Shapes) -> tup
             return Dense(four_dimensional("mask", mask, shapes)), None
         if mask.is_floating_point():
             return canonical_bias("mask", mask, shapes)
-    elif callable(mask):
+    elif callable(mask) and not isinstance(mask, type):
         return MaskFunction(mask), None
     raise SoftlookupError(
         "mask: expected a Mask, a boolean tensor (True = visible), a float tensor (added) or a function (b, h, i, j), "
@@ -269,7 +269,8 @@ def build(
         raise SoftlookupError(f"sinks: expected a number of keys of at least 1, got {sinks}")
     if "distance" in needs and not isinstance(where.queries, Tensor) and where.queries < 0:
         raise SoftlookupError(
-            f"distance: expected self-attention, got {length} queries and {where.total_keys} keys (no common positions)"
+            f"distance: expected self-attention, got {length} queries and {where.total_keys} keys (no common positions): "
+            "name the other statistics, or say where they stand by query_offset and total_keys"
         )
 
     clean_query, bad_query, query_norm = scrub(query)

