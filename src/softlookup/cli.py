@@ -164,8 +164,8 @@ def info() -> None:
     import torch
 
     from . import __version__
-    from .inspection import bundled
     from .engines import library
+    from .inspection import bundled
     from .operator import ENGINES
 
     def installed(package: str) -> str:

@@ -86,10 +86,11 @@ class Mask:
     __ror__ = __or__
 
     def __bool__(self) -> bool:
-        raise SoftlookupError("mask: expected & | ~ to combine masks, got 'and', 'or', 'not' or a condition, which keep one of them")
+        raise SoftlookupError("mask: expected & | ~ to combine masks, got 'and', 'or', 'not' or a condition, which keep only one")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(_brief(x) for x in vars(self).values() if x is not None and not isinstance(x, str))})"
+        said = (x for x in vars(self).values() if x is not None and not isinstance(x, str))
+        return f"{type(self).__name__}({', '.join(map(_brief, said))})"
 
 
 def _as_mask(mask: object) -> Mask:

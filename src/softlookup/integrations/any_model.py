@@ -16,6 +16,7 @@ from .module_paths import _cannot_attend
 from .recording import Watcher
 from .torch_modules import Interception
 
+
 @contextmanager
 def watch(
     model: nn.Module, *, keep: str = "heads", stats: Iterable[str] | None = None, probes: Iterable[Probe] = ()
