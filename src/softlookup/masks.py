@@ -86,7 +86,7 @@ class Mask:
     __ror__ = __or__
 
     def __bool__(self) -> bool:
-        raise SoftlookupError("mask: expected & | ~ to combine masks, got 'and', 'or', 'not' or a condition, which keep only one")
+        raise SoftlookupError("mask: expected & | ~ to combine masks, got 'and', 'or', 'not' or a condition, which keep one")
 
     def __repr__(self) -> str:
         said = (x for x in vars(self).values() if x is not None and not isinstance(x, str))
