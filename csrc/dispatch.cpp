@@ -1,5 +1,8 @@
 // The C interface: picks the instruction set, spreads panels over threads.
+#include <algorithm>
 #include <atomic>
+#include <limits>
+#include <vector>
 
 #include "parallel.h"
 #include "softlookup.h"
@@ -8,6 +11,8 @@
     namespace isa {                                                                                                        \
     bool forward(const sl_lookup&, const sl_summary&, int64_t, int64_t, int64_t, int64_t, std::atomic<uint8_t>*);          \
     bool backward(const sl_lookup&, const sl_upstream&, const sl_gradients&, int64_t, int64_t, int64_t, int64_t, int64_t); \
+    bool decode(const sl_lookup&, const sl_part&, int64_t, int64_t, int64_t, int64_t);                                     \
+    void finish(const sl_lookup&, const sl_summary&, int64_t, int64_t, sl_part*, int64_t);                                 \
     void fold(const sl_fold&, int64_t, int64_t);                                                                           \
     }
 KERNELS(base)
@@ -22,6 +27,8 @@ struct Kernels {
     const char* name;
     decltype(&base::forward) forward;
     decltype(&base::backward) backward;
+    decltype(&base::decode) decode;
+    decltype(&base::finish) finish;
     decltype(&base::fold) fold;
 };
 
@@ -29,10 +36,10 @@ Kernels choose() {
 #ifdef SL_X86
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl"))
-        return {"AVX-512", avx512::forward, avx512::backward, avx512::fold};
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {"AVX2", avx2::forward, avx2::backward, avx2::fold};
+        return {"AVX-512", avx512::forward, avx512::backward, avx512::decode, avx512::finish, avx512::fold};
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {"AVX2", avx2::forward, avx2::backward, avx2::decode, avx2::finish, avx2::fold};
 #endif
-    return {"portable", base::forward, base::backward, base::fold};
+    return {"portable", base::forward, base::backward, base::decode, base::finish, base::fold};
 }
 
 const Kernels& kernels() {
@@ -74,4 +81,37 @@ extern "C" void sl_fold_block(const sl_fold* fold) {
     parallel((fold->rows + ROWS - 1) / ROWS, fold->threads, [&](int64_t task) {
         kernels().fold(*fold, task * ROWS, fold->rows < (task + 1) * ROWS ? fold->rows : (task + 1) * ROWS);
     });
+}
+
+extern "C" int32_t sl_decode(const sl_lookup* lookup, const sl_summary* out) {
+    constexpr int64_t PART = 2048, PLANES = 11;
+    const sl_lookup& l = *lookup;
+    const int64_t parts = (l.keys + PART - 1) / PART, heads = l.batch * l.kv_heads, rows = l.heads / l.kv_heads * l.queries;
+    const int64_t wide = (l.value_width + 15) / 16 * 16;
+    std::vector<float> numbers(heads * parts * rows * (PLANES + wide));
+    std::vector<int64_t> best(heads * parts * rows, -1);
+    std::vector<sl_part> all(heads * parts);
+    for (int64_t t = 0; t < heads * parts; ++t) {
+        float* from = numbers.data() + t * rows * (PLANES + wide);
+        sl_fold& f = all[t].moments;
+        float** planes[PLANES] = {&f.m, &f.z, &f.mean, &f.var, &f.c, &f.distance, &f.sink, &f.count, &f.flat_mean, &f.flat_var, &f.fade};
+        for (int64_t p = 0; p < PLANES; ++p) *planes[p] = from + p * rows;
+        std::fill(f.m, f.m + rows, -std::numeric_limits<float>::infinity());
+        all[t].average = from + PLANES * rows;
+        f.best = best.data() + t * rows;
+        f.rows = f.entry_rows = rows;
+        f.query_position = l.query_positions;
+        f.queries = l.queries;
+        f.first_sink = l.first_sink + t / parts / l.kv_heads;
+        f.sinks = l.sinks;
+        f.statistics = l.statistics;
+    }
+    std::atomic<bool> finite{true};
+    parallel(heads * parts, l.threads, [&](int64_t t) {
+        const int64_t part = t % parts, bg = t / parts, key1 = l.keys < (part + 1) * PART ? l.keys : (part + 1) * PART;
+        if (finite && !kernels().decode(l, all[t], bg / l.kv_heads, bg % l.kv_heads, part * PART, key1)) finite = false;
+    });
+    if (!finite) return 1;
+    for (int64_t bg = 0; bg < heads; ++bg) kernels().finish(l, *out, bg / l.kv_heads, bg % l.kv_heads, all.data() + bg * parts, parts);
+    return 0;
 }

@@ -15,9 +15,11 @@ constexpr int64_t PEEK = 64;
 typedef int8_t Bytes __attribute__((vector_size(LANES)));
 
 inline float total(F x) {
-    float sum = 0;
-    for (int l = 0; l < LANES; ++l) sum += x[l];
-    return sum;
+    float lanes[LANES];
+    store(lanes, x);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+    return lanes[0];
 }
 
 // One row of a block: whole vectors, then a rest that is padded with hidden keys.
@@ -66,9 +68,9 @@ inline void find_top(const Row& row, float& top, int64_t& column) {
 }
 
 template <bool MASKED>
-inline void fold_row(const sl_fold& f, int64_t r) {
+inline void fold_row(const sl_fold& f, int64_t r, const uint8_t* seen) {
     const int64_t entry = r / f.entry_rows;
-    Row row{f.scores + r * f.columns, MASKED ? f.seen + entry * f.seen_entry + r % f.entry_rows * f.seen_row : nullptr, f.columns};
+    Row row{f.scores + r * f.columns, seen, f.columns};
     float top;
     int64_t column;
     find_top<MASKED>(row, top, column);
@@ -156,7 +158,11 @@ inline void fold_row(const sl_fold& f, int64_t r) {
 }
 
 inline void fold_rows(const sl_fold& f, int64_t row0, int64_t row1) {
-    for (int64_t r = row0; r < row1; ++r) f.seen ? fold_row<true>(f, r) : fold_row<false>(f, r);
+    for (int64_t r = row0; r < row1; ++r)
+        if (f.seen)
+            fold_row<true>(f, r, f.seen + r / f.entry_rows * f.seen_entry + r % f.entry_rows * f.seen_row);
+        else
+            fold_row<false>(f, r, nullptr);
 }
 
 }  // namespace SL_ISA

@@ -3,39 +3,12 @@
 #pragma once
 
 #include <atomic>
-#include <cmath>
 
 #include "moments.h"
 #include "panel.h"
+#include "readings.h"
 
 namespace SL_ISA {
-
-// What of a panel goes where.
-struct Panel {
-    int64_t b, h, first, rows;
-};
-
-inline void write(const sl_lookup& l, const sl_summary& out, Panel at, const Moments& all, const float* average, int64_t wide) {
-    int64_t base = (at.b * l.heads + at.h) * l.queries + at.first;
-    for (int64_t r = 0; r < at.rows; ++r) {
-        float z = all.z[r], inverse = z > 0 ? 1 / z : 0, *to = out.average + (base + r) * l.value_width;
-        for (int64_t d = 0; d < l.value_width; ++d) to[d] = average[r * wide + d] * inverse;
-        float log_z = z > 0 ? std::log(z) : 0;
-        out.max_logit[base + r] = all.m[r];
-        out.log_z[base + r] = log_z;
-        out.visible[base + r] = (int64_t)all.count[r];
-        if (!l.statistics) continue;
-        out.excess[base + r] = all.mean[r];
-        out.entropy[base + r] = log_z - all.mean[r];
-        out.expected_logit_var[base + r] = all.var[r] * inverse;
-        out.collision[base + r] = all.c[r] * inverse * inverse;
-        out.logit_mean[base + r] = all.flat_mean[r];
-        out.logit_var[base + r] = all.count[r] > 0 ? all.flat_var[r] / all.count[r] : 0;
-        out.sink_mass[base + r] = all.sink[r] * inverse;
-        out.distance[base + r] = all.distance[r] * inverse;
-        out.argmax[base + r] = all.best[r];
-    }
-}
 
 // False where something that is not finite was met. checked: (B, Hkv, blocks) which blocks of keys and values are known to be
 // finite, shared by all panels.
@@ -75,7 +48,8 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
         const Rows right = whole_vectors(v, l.value.row, keys, l.value_width, copy);
         product(SL_QUERIES, wide, keys, {scores, 1, SL_QUERIES}, right.data, right.row, average, wide, all.fade);
     }
-    write(l, out, {b, h, first, rows}, all, average, wide);
+    for (int64_t r = 0; r < rows; ++r)
+        write_row(l, out, (b * l.heads + h) * l.queries + first + r, all.row(r), average + r * wide);
     return all_finite(all.z, SL_QUERIES, 1, SL_QUERIES);
 }
 

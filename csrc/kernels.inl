@@ -1,5 +1,6 @@
 // The kernels of one instruction set; the including file defines SL_ISA.
 #include "backward.h"
+#include "decode.h"
 #include "fold.h"
 #include "forward.h"
 
@@ -13,6 +14,21 @@ bool forward(const sl_lookup& l, const sl_summary& out, int64_t b, int64_t h, in
 bool backward(const sl_lookup& l, const sl_upstream& up, const sl_gradients& out, int64_t b, int64_t g, int64_t part, int64_t block0,
               int64_t block1) {
     return backward_part(l, up, out, b, g, part, block0, block1);
+}
+
+bool decode(const sl_lookup& l, const sl_part& part, int64_t b, int64_t g, int64_t key0, int64_t key1) {
+    return decode_part(l, part, b, g, key0, key1);
+}
+
+// Merges the parts of one key-value head and writes what is read from them; parts[0] is used up.
+void finish(const sl_lookup& l, const sl_summary& out, int64_t b, int64_t g, sl_part* parts, int64_t count) {
+    const int64_t rows = l.heads / l.kv_heads * l.queries, wide = padded(l.value_width);
+    for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t p = 1; p < count; ++p) merge_row(parts[p], r, wide, parts[0]);
+        const sl_fold& x = parts[0].moments;
+        const RowMoments all{x.m[r], x.z[r], x.mean[r], x.var[r], x.c[r], x.distance[r], x.sink[r], x.count[r], x.flat_mean[r], x.flat_var[r], x.best[r]};
+        write_row(l, out, (b * l.heads + g * (l.heads / l.kv_heads)) * l.queries + r, all, parts[0].average + r * wide);
+    }
 }
 
 void fold(const sl_fold& f, int64_t row0, int64_t row1) { fold_rows(f, row0, row1); }

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "readings.h"
 #include "softlookup.h"
 #include "vector.h"
 
@@ -35,6 +36,10 @@ struct Moments {
     F finite_top(int64_t at) const {
         F top = load(m + at);
         return MASKED ? (top == splat(-INF) ? F{} : top) : top;
+    }
+
+    RowMoments row(int64_t r) const {
+        return {m[r], z[r], mean[r], var[r], c[r], distance[r], sink[r], count[r], flat_mean[r], flat_var[r], best[r]};
     }
 
     void merge(int64_t at, const Sums& sum, F near, F mean_before, F flat_before, F sink_here);

@@ -35,7 +35,10 @@ struct sl_lookup {
     const float* key_bias;  // (B, H, S) with strides, or null
     int64_t key_bias_batch, key_bias_head;
     sl_blocks blocks;
+    const uint8_t* seen;  // sl_decode: bytes (B, H, L, S) with strides, 1 where visible; null where all is
+    int64_t seen_batch, seen_head, seen_row;
     int64_t query_position, key_position;  // of the first query and key: distances are |i - j|
+    const int64_t* query_positions;        // sl_decode: (L,) of each
     const int64_t* first_sink;             // (B,) position of the first of the `sinks` keys that sink_mass counts
     int64_t sinks;
     int32_t statistics;                    // 0: average, max_logit and log_z only
@@ -84,6 +87,15 @@ struct sl_fold {
     float *m, *z, *mean, *var, *c, *distance, *sink, *count, *flat_mean, *flat_var, *fade;
     int64_t* best;
 };
+
+// The moments and the sum of values (rows, whole vectors) of some keys.
+struct sl_part {
+    sl_fold moments;
+    float* average;
+};
+
+// sl_forward for few queries: `blocks` is not read.
+SL_PUBLIC int32_t sl_decode(const sl_lookup* lookup, const sl_summary* out);
 
 SL_PUBLIC void sl_fold_block(const sl_fold* fold);
 

@@ -69,7 +69,7 @@ def close(name: str, got: torch.Tensor, want: torch.Tensor, within: float) -> No
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize(("n", "s"), [(300, 300), (65, 257)])
+@pytest.mark.parametrize(("n", "s"), [(300, 300), (65, 257), (3, 5000)])
 def test_masks(mask, n, s):
     torch.manual_seed(0)
     agrees(inputs(n, s, 16, 16), mask=MASKS[mask](n, s))
@@ -77,7 +77,7 @@ def test_masks(mask, n, s):
 
 @pytest.mark.parametrize(
     ("n", "s", "width", "value_width"),
-    [(1, 1, 1, 1), (1, 500, 64, 64), (193, 97, 8, 1), (97, 193, 1, 8), (5, 7, 33, 17), (200, 200, 80, 48), (40, 200, 512, 512)],
+    [(1, 1, 1, 1), (1, 500, 64, 64), (16, 4097, 20, 12), (2, 3, 7, 5), (193, 97, 8, 1), (97, 193, 1, 8), (5, 7, 33, 17), (200, 200, 80, 48), (40, 200, 512, 512)],
 )
 def test_shapes(n, s, width, value_width):
     names = CHEAP if n <= s else [name for name in CHEAP if name != "distance"]
@@ -140,3 +140,25 @@ def test_the_same_twice_and_for_any_number_of_threads():
         again, other = sl.attend(q, k, v, mask=sl.Causal(), stats=True)
         assert torch.equal(y, again)
         assert all(torch.equal(stats[name], other[name]) for name in CHEAP)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_no_worse_than_torch(dtype):
+    """Inputs and output in half precision, everything between in float32; the measure is torch's own kernel."""
+    tensors = [t.to(dtype).requires_grad_() for t in inputs(200, 200, 32, 32)]
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    assert sl.explain(*tensors, mask=sl.Causal()).engine == "native"
+    y, stats = sl.attend(*tensors, mask=sl.Causal(), stats=True)
+    assert y.dtype == dtype and stats.entropy.dtype == torch.float32
+    theirs = torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=True)
+    with sl.engine("reference"):
+        want, want_stats = sl.attend(*exact, mask=sl.Causal(), stats=True)
+    close("entropy", stats.entropy, want_stats.entropy, 5e-6)
+    assert (y - want).abs().max() <= 2 * (theirs - want).abs().max()
+    g = torch.randn(y.shape, dtype=dtype)
+    ours = torch.autograd.grad(y, tensors, g)
+    for a, b, w in zip(
+        ours, torch.autograd.grad(theirs, tensors, g), torch.autograd.grad(want, exact, g.double()), strict=True
+    ):
+        assert a.dtype == dtype
+        assert (a - w).abs().max() <= 2 * (b - w).abs().max()

@@ -60,6 +60,22 @@ def block_lists(problem: Problem) -> BlockLists:
     )
 
 
+def all_pairs(problem: Problem) -> Tensor | None:
+    """Bytes (B, H, L, S), 1 where visible, expanded where alike, with unit stride along the keys; None where all are visible.
+
+    For few queries only."""
+    batch, heads, length, _ = problem.query.shape
+    first, start = problem.place.queries, problem.place.key_offset
+    assert isinstance(first, int)
+    region = Region(0, batch, 0, heads, 0, length, first, first + length, start, start + problem.key.shape[2])
+    if problem.mask.cover(region) is Cover.FULL:
+        return None
+    positions = problem.place.positions(length, torch.device("cpu"))
+    seen = problem.mask.visible(Tile(region, positions, heads))
+    seen = seen[(None,) * (4 - seen.ndim)].expand(-1, -1, -1, problem.key.shape[2])
+    return seen.contiguous().view(torch.uint8).expand(batch, heads, length, -1)
+
+
 class _Walk:
     """Asks the mask about ever smaller regions, down to one panel and one block of keys."""
 

@@ -39,8 +39,9 @@ class Lookup(ctypes.Structure):
         ("key_bias_batch", _i64),
         ("key_bias_head", _i64),
         ("blocks", Blocks),
-        ("query_position", _i64),
-        ("key_position", _i64),
+        ("seen", _pointer),
+        *((name, _i64) for name in ("seen_batch", "seen_head", "seen_row", "query_position", "key_position")),
+        ("query_positions", _pointer),
         ("first_sink", _pointer),
         ("sinks", _i64),
         ("statistics", ctypes.c_int32),
@@ -98,6 +99,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     library.sl_instructions.restype = ctypes.c_char_p
     library.sl_forward.restype = ctypes.c_int32
     library.sl_forward.argtypes = [ctypes.POINTER(Lookup), ctypes.POINTER(Summary)]
+    library.sl_decode.restype, library.sl_decode.argtypes = library.sl_forward.restype, library.sl_forward.argtypes
     library.sl_backward.restype = ctypes.c_int32
     library.sl_backward.argtypes = [ctypes.POINTER(Lookup), ctypes.POINTER(Upstream), ctypes.POINTER(Gradients)]
     library.sl_fold_block.restype = None

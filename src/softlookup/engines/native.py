@@ -11,11 +11,13 @@ from ..problem import Problem
 from ..scores import Product
 from ..summary import Summary
 from . import library, streaming
-from .block_lists import block_lists
+from .block_lists import all_pairs, block_lists
 from .node import Readings, summarize
 
 name = "native"
 WIDEST = 512
+FEW = 16
+"""Up to this many queries the kernels read keys once for all of them, instead of filling a panel of queries."""
 _ALWAYS = ("average", "max_logit", "log_z", "visible")
 
 
@@ -27,7 +29,7 @@ def refusal(problem: Problem) -> str | None:
     form, query = problem.form, problem.query
     if query.device.type != "cpu":
         return f"it runs on the CPU, and the inputs are on {query.device}"
-    if problem.value.dtype != torch.float32 or query.dtype != torch.float32 or problem.key.dtype != torch.float32:
+    if problem.accumulate != torch.float32:
         return f"it computes in float32, and the inputs are {str(problem.value.dtype).removeprefix('torch.')}"
     if not isinstance(form, Product):
         return "it scores by products of queries and keys only"
@@ -55,8 +57,9 @@ def forward(problem: Problem) -> Readings:
     """`average` and what `problem.needs` asks for; inputs that are not finite are left to the streaming engine's care."""
     native, _ = library.load()
     assert native is not None
-    lookup, kept = _described(problem)
     batch, heads, length, _ = problem.query.shape
+    few = length <= FEW
+    lookup, kept = _described(problem, few)
     wanted = library.READINGS if problem.needs else _ALWAYS
     read: Readings = {}
     for reading in wanted:
@@ -64,7 +67,7 @@ def forward(problem: Problem) -> Readings:
         shape = (batch, heads, length, *([problem.value.shape[-1]] if reading == "average" else []))
         read[reading] = torch.empty(shape, dtype=dtype)
     out = library.Summary(*(read[x].data_ptr() if x in read else None for x in library.READINGS))
-    if native.sl_forward(ctypes.byref(lookup), ctypes.byref(out)):
+    if (native.sl_decode if few else native.sl_forward)(ctypes.byref(lookup), ctypes.byref(out)):
         return streaming.forward(problem)
     del kept
     return read
@@ -74,7 +77,7 @@ def backward(problem: Problem, read: Readings, grads: Readings) -> list[Tensor]:
     """Gradients of query, key, value (and key bias) from those of the readings."""
     native, _ = library.load()
     assert native is not None
-    lookup, kept = _described(problem)
+    lookup, kept = _described(problem, few=False)
     rows = streaming.coefficients(read, grads)
     share = streaming.inverse_z(rows.log_z)
     planes = {"max_logit": read["max_logit"], "inverse_z": share, "c0": rows.c0 * share}
@@ -83,13 +86,12 @@ def backward(problem: Problem, read: Readings, grads: Readings) -> list[Tensor]:
     shape = read["max_logit"].shape
     planes = {name: x.reshape(shape).contiguous() for name, x in planes.items()}
     average = grads.get("average")
-    if average is not None and average.stride(-1) != 1:
-        average = average.contiguous()
+    average = None if average is None else _readable(average)
     upstream = library.Upstream(
         library.Strided(None, 0, 0, 0) if average is None else library.Strided.of(average),
         *(planes[name].data_ptr() if name in planes else None for name in library.COEFFICIENTS),
     )
-    into = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in problem.tensors()]
+    into = [torch.zeros_like(t, dtype=torch.float32, memory_format=torch.contiguous_format) for t in problem.tensors()]
     parts = _parts(problem)
     query = into[0] if parts == 1 else into[0].new_zeros((parts, *into[0].shape))
     bias = into[3].data_ptr() if len(into) > 3 else None
@@ -104,6 +106,12 @@ def backward(problem: Problem, read: Readings, grads: Readings) -> list[Tensor]:
     return into
 
 
+def _readable(x: Tensor) -> Tensor:
+    """A tensor in float32 with unit stride in its last dimension; itself where it is so already."""
+    x = x.to(torch.float32)
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def _parts(problem: Problem) -> int:
     """In how many parts keys are taken, so that every thread has work: each part sums query gradients of its own."""
     threads, tasks = torch.get_num_threads(), problem.key.shape[0] * problem.key.shape[1]
@@ -112,35 +120,44 @@ def _parts(problem: Problem) -> int:
     return min(-(-2 * threads // tasks), -(-problem.key.shape[2] // library.KEYS))
 
 
-def _described(problem: Problem) -> tuple[library.Lookup, tuple[object, ...]]:
+def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[object, ...]]:
     """The problem as the kernels take it, and what must live as long as that."""
     form, temperature = problem.form, problem.temperature
     assert isinstance(form, Product) and isinstance(temperature, (int, float)) and isinstance(problem.place.queries, int)
-    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (form.query, form.key, problem.value))
+    query, key, value = (_readable(x) for x in (form.query, form.key, problem.value))
     batch, heads, length, width = query.shape
-    lists = block_lists(problem)
-    bias = None if form.key_bias is None else (form.key_bias / temperature).contiguous()
-    first = problem.first_key
-    first = first.to(torch.int64).contiguous() if isinstance(first, Tensor) else torch.full((batch,), first)
-    first = first.expand(batch).contiguous()
+    bias = None if form.key_bias is None else (form.key_bias / temperature).to(torch.float32).contiguous()
+    first = torch.as_tensor(problem.first_key).to(torch.int64).expand(batch).contiguous()
     lookup = library.Lookup(
-        batch,
-        heads,
-        key.shape[1],
-        length,
-        key.shape[2],
-        width,
-        value.shape[-1],
-        *(library.Strided.of(x) for x in (query, key, value)),
-        float(form.scale) / temperature,
-        None if bias is None else bias.data_ptr(),
-        *((0, 0) if bias is None else bias.stride()[:2]),
-        library.Blocks(*(x.ctypes.data for x in (lists.pattern, lists.start, lists.block, lists.bits_of, lists.bits))),
-        problem.place.queries,
-        problem.place.key_offset,
-        first.data_ptr(),
-        problem.sinks,
-        int(bool(problem.needs)),
-        torch.get_num_threads(),
+        batch=batch,
+        heads=heads,
+        kv_heads=key.shape[1],
+        queries=length,
+        keys=key.shape[2],
+        width=width,
+        value_width=value.shape[-1],
+        query=library.Strided.of(query),
+        key=library.Strided.of(key),
+        value=library.Strided.of(value),
+        scale=float(form.scale) / temperature,
+        query_position=problem.place.queries,
+        key_position=problem.place.key_offset,
+        first_sink=first.data_ptr(),
+        sinks=problem.sinks,
+        statistics=bool(problem.needs),
+        threads=torch.get_num_threads(),
     )
-    return lookup, (query, key, value, lists, bias, first)
+    if bias is not None:
+        lookup.key_bias, lookup.key_bias_batch, lookup.key_bias_head = bias.data_ptr(), *bias.stride()[:2]
+    visible: object
+    if few:
+        visible = seen = all_pairs(problem)
+        positions = problem.place.positions(length, query.device)
+        lookup.query_positions = positions.data_ptr()
+        if seen is not None:
+            lookup.seen, (lookup.seen_batch, lookup.seen_head, lookup.seen_row) = seen.data_ptr(), seen.stride()[:3]
+        return lookup, (query, key, value, bias, first, visible, positions)
+    visible = lists = block_lists(problem)
+    arrays = (lists.pattern, lists.start, lists.block, lists.bits_of, lists.bits)
+    lookup.blocks = library.Blocks(*(x.ctypes.data for x in arrays))
+    return lookup, (query, key, value, bias, first, visible)
