@@ -40,8 +40,7 @@ class Problem:
     form: queries (B, H, L, E), keys (B, Hkv, S, E) and how they score; value: (B, Hkv, S, Ev);
     mask, biases: what is visible and what is added, by absolute position; place: where queries and keys stand;
     temperature: a float, or a tensor broadcastable to (B, H, L, 1); first_key: position of the first real key, an int or (B,);
-    sinks: how many keys from there on count as sinks; needs: the optional Summary fields to compute;
-    norms: the largest norms of a query and a key where they are known, so that nobody reads a long cache again for them.
+    sinks: how many keys from there on count as sinks; needs: the optional Summary fields to compute.
     """
 
     form: Form
@@ -54,7 +53,6 @@ class Problem:
     first_key: int | Tensor = 0
     sinks: int = 1
     needs: frozenset[str] = frozenset()
-    norms: tuple[float, float] | None = None
 
     @property
     def query(self) -> Tensor:
@@ -273,8 +271,10 @@ def build(
             "name the other statistics, or say where they stand by query_offset and total_keys"
         )
 
-    clean_query, bad_query, query_norm = scrub(query)
-    clean_key, bad_key, key_norm = scrub(key)
+    bad_query = bad_key = None
+    clean_query, clean_key = query, key
+    if not score.hands_on() or isinstance(scale, Tensor):
+        (clean_query, bad_query), (clean_key, bad_key) = scrub(query), scrub(key)
     form = score.lower(clean_query, clean_key)
     form, shift = settle(form, scale, score, heads)
     if value is None:
@@ -297,25 +297,23 @@ def build(
         counts = visible_counts(problem).clamp(min=1).to(problem.accumulate)
         kappa = per_head(form.ssmax, "ssmax", heads, counts)
         problem = replace(problem, form=replace(form, query=form.query * (kappa * counts.log())[..., None], ssmax=None))
-    problem = replace(problem, form=soil(problem.form, bad_query, bad_key))
-    if problem.query is query and problem.key is key:
-        problem = replace(problem, norms=(query_norm, key_norm))
+    if bad_query is not None or bad_key is not None:
+        problem = replace(problem, form=soil(problem.form, bad_query, bad_key))
     return problem, shift, shapes
 
 
-def scrub(x: Tensor) -> tuple[Tensor, Tensor | None, float]:
-    """Non-finite rows replaced by 0, where they were (None if nowhere), and the largest norm of a row.
+def scrub(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Non-finite rows replaced by 0, and where they were (None if nowhere).
 
     A row whose squares overflow is one too.
 
     Lowering and its gradient must not mix a bad row into others (0 * NaN is NaN); the rows are marked again afterwards.
     """
     norms = row_norms(x.detach())
-    most = float(norms.max())
-    if math.isfinite(most):
-        return x, None, most
+    if math.isfinite(norms.max()):
+        return x, None
     bad = ~norms.isfinite()
-    return x.masked_fill(bad, 0), bad, most
+    return x.masked_fill(bad, 0), bad
 
 
 def row_norms(x: Tensor) -> Tensor:

@@ -141,6 +141,10 @@ class Score:
 
     takes_scale = True
 
+    def hands_on(self) -> bool:
+        """True if `lower` gives query and key as they are, so that a row of NaN cannot spoil anything on the way."""
+        return False
+
     def lower(self, query: Tensor, key: Tensor) -> Form:
         """The form of this score for query (B, H, L, E) and key (B, Hkv, S, E'), in differentiable torch operations."""
         if type(self).block is Score.block:
@@ -172,6 +176,9 @@ def _tensors_in(thing: object) -> Iterator[Tensor]:
 class Dot(Score):
     """s = q . k (Luong et al. 2015, "dot")."""
 
+    def hands_on(self) -> bool:
+        return True
+
     def lower(self, query: Tensor, key: Tensor) -> Product:
         same_width(self, query, key)
         return Product(query, key)
@@ -190,6 +197,9 @@ class ScaledDot(Score):
             raise SoftlookupError(f"softcap: expected a finite number > 0, got {softcap}")
         self.softcap = softcap
         self.ssmax = ssmax
+
+    def hands_on(self) -> bool:
+        return self.ssmax is None
 
     def lower(self, query: Tensor, key: Tensor) -> Product:
         same_width(self, query, key)

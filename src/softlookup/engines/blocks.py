@@ -70,7 +70,7 @@ class Blocks:
         self.tiling = Tiling(problem)
         self.dtype = problem.accumulate
         self.work = Workspace(self.dtype, problem.query.device)
-        query, key = problem.norms or (largest(problem.query), largest(problem.key))
+        query, key = largest(problem.query), largest(problem.key)
         self.doubtful_query, self.doubtful_key = not math.isfinite(query), not math.isfinite(key)
         bound = self._bound(query * key)
         self.tame = bound < torch.finfo(self.dtype).max / 1e6
