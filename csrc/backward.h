@@ -33,7 +33,7 @@ struct Coefficients {
 // Scores become e^t and dP becomes dS, both 0 where hidden.
 template <bool MASKED, bool STATISTICS>
 void differentiate(float* scores, float* dp, const uint8_t* bits, Span at, Counted counted, const Coefficients& all) {
-    for (int64_t lane = 0; lane < SL_QUERIES; lane += LANES) {
+    for (int64_t lane = 0; lane < at.lanes; lane += LANES) {
         const F m = load(all.m + lane), c0 = load(all.c0 + lane);
         F c1, c2, c3, c4, c5, sink, distance, i;
         if (STATISTICS) {
@@ -144,12 +144,13 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                     fresh = false;
                 }
                 const int64_t first = panel * SL_QUERIES, rows = l.queries - first < SL_QUERIES ? l.queries - first : SL_QUERIES;
-                product(keys, SL_QUERIES, l.width, {k, l.key.row, 1}, head.columns + panel * l.width * SL_QUERIES,
+                const int64_t lanes = lanes_of(rows);
+                product(keys, lanes, l.width, {k, l.key.row, 1}, head.columns + panel * l.width * SL_QUERIES,
                                                  SL_QUERIES, scores, SL_QUERIES, nullptr);
                 add_key_bias(l, b, h, key, keys, scores);
-                product(keys, SL_QUERIES, l.value_width, {v, l.value.row, 1},
+                product(keys, lanes, l.value_width, {v, l.value.row, 1},
                                                  head.upstream_columns + panel * l.value_width * SL_QUERIES, SL_QUERIES, dp, SL_QUERIES, nullptr);
-                const Span at{l.key_position + key, keys, l.query_position + first};
+                const Span at{l.key_position + key, keys, l.query_position + first, lanes};
                 const Counted counted{l.first_sink[b], l.sinks};
                 const uint8_t* hidden = bits_of(l.blocks, entry);
                 const Coefficients& c = coefficients[panel];
@@ -160,7 +161,7 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                 product(keys, value_wide, rows, {scores, SL_QUERIES, 1}, head.upstream + first * value_wide, value_wide, dv,
                                                  value_wide, kept);
                 product(keys, wide, rows, {dp, SL_QUERIES, 1}, head.rows.data + first * head.rows.row, head.rows.row, dk, wide, kept);
-                product(SL_QUERIES, wide, keys, {dp, 1, SL_QUERIES}, key_rows.data, key_rows.row, dq + first * wide, wide, kept);
+                product(lanes, wide, keys, {dp, 1, SL_QUERIES}, key_rows.data, key_rows.row, dq + first * wide, wide, kept);
                 if (out.key_bias)
                     for (int64_t j = 0; j < keys; ++j) {
                         float sum = 0;

@@ -15,7 +15,7 @@ namespace SL_ISA {
 inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, int64_t h, int64_t panel, int64_t panels,
                           std::atomic<uint8_t>* checked) {
     const int64_t first = panel * SL_QUERIES, rows = l.queries - first < SL_QUERIES ? l.queries - first : SL_QUERIES;
-    const int64_t g = h / (l.heads / l.kv_heads), wide = padded(l.value_width);
+    const int64_t g = h / (l.heads / l.kv_heads), wide = padded(l.value_width), lanes = lanes_of(rows);
     Scratch scratch;
     float* packed = scratch.floats(l.width * SL_QUERIES);
     float* scores = scratch.floats(SL_KEYS * SL_QUERIES);
@@ -23,7 +23,7 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
     float* copy = scratch.floats(SL_KEYS * wide);
     Moments& all = *(Moments*)scratch.floats(sizeof(Moments) / sizeof(float));
     pack_queries(l, b, h, first, rows, packed);
-    if (!all_finite(packed, SL_QUERIES, l.width, SL_QUERIES)) return false;
+    if (!all_finite(packed, SL_QUERIES, l.width, lanes)) return false;
     all.clear();
     std::memset(average, 0, SL_QUERIES * wide * sizeof(float));
     const int64_t list = (int64_t)l.blocks.pattern[b * l.heads + h] * panels + panel;
@@ -36,9 +36,9 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
             if (!all_finite(k, l.key.row, keys, l.width) || !all_finite(v, l.value.row, keys, l.value_width)) return false;
             known.store(1, std::memory_order_relaxed);
         }
-        product(keys, SL_QUERIES, l.width, {k, l.key.row, 1}, packed, SL_QUERIES, scores, SL_QUERIES, nullptr);
+        product(keys, lanes, l.width, {k, l.key.row, 1}, packed, SL_QUERIES, scores, SL_QUERIES, nullptr);
         add_key_bias(l, b, h, key, keys, scores);
-        const Span at{l.key_position + key, keys, l.query_position + first};
+        const Span at{l.key_position + key, keys, l.query_position + first, lanes};
         const Counted counted{l.first_sink[b], l.sinks};
         const uint8_t* hidden = bits_of(l.blocks, entry);
         if (hidden)
@@ -46,7 +46,7 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
         else
             add_block<false>(scores, nullptr, at, counted, l.statistics, all);
         const Rows right = whole_vectors(v, l.value.row, keys, l.value_width, copy);
-        product(SL_QUERIES, wide, keys, {scores, 1, SL_QUERIES}, right.data, right.row, average, wide, all.fade);
+        product(lanes, wide, keys, {scores, 1, SL_QUERIES}, right.data, right.row, average, wide, all.fade);
     }
     for (int64_t r = 0; r < rows; ++r)
         write_row(l, out, (b * l.heads + h) * l.queries + first + r, all.row(r), average + r * wide);

@@ -45,9 +45,9 @@ struct Moments {
     void merge(int64_t at, const Sums& sum, F near, F mean_before, F flat_before, F sink_here);
 };
 
-// Where a block lies: position of its first key, number of keys, position of the panel's first query.
+// Where a block lies: position of its first key, number of keys, position of the panel's first query, lanes in use.
 struct Span {
-    int64_t key, keys, query;
+    int64_t key, keys, query, lanes;
 };
 
 struct Counted {
@@ -68,10 +68,13 @@ inline I visible(const uint8_t* bits, int64_t key, int64_t lane) {
 constexpr int TOP_GROUP = 4, WEIGHT_GROUP = LANES == 16 ? 2 : 1;
 static_assert(SL_QUERIES % (TOP_GROUP * LANES) == 0);
 
+// Lanes that a panel of so many queries uses: the last one is often short.
+inline int64_t lanes_of(int64_t queries) { return (queries + TOP_GROUP * LANES - 1) / (TOP_GROUP * LANES) * (TOP_GROUP * LANES); }
+
 // The running maximum, its first key and the number of visible keys; hidden scores become -inf.
 template <bool MASKED, bool STATISTICS>
 void find_top(float* scores, const uint8_t* bits, Span at, Moments& all) {
-    for (int64_t lane = 0; lane < SL_QUERIES; lane += TOP_GROUP * LANES) {
+    for (int64_t lane = 0; lane < at.lanes; lane += TOP_GROUP * LANES) {
         F m[TOP_GROUP], n[TOP_GROUP] = {};
         I best[TOP_GROUP];
         for (int g = 0; g < TOP_GROUP; ++g) m[g] = load(all.m + lane + g * LANES), best[g] = load(all.best + lane + g * LANES);
@@ -104,7 +107,7 @@ void find_top(float* scores, const uint8_t* bits, Span at, Moments& all) {
 // Scores become weights e^t; gives nothing but their sum.
 template <bool MASKED>
 void weigh(float* scores, Span at, Moments& all) {
-    for (int64_t lane = 0; lane < SL_QUERIES; lane += TOP_GROUP * LANES) {
+    for (int64_t lane = 0; lane < at.lanes; lane += TOP_GROUP * LANES) {
         F m[TOP_GROUP], z[TOP_GROUP] = {};
         for (int g = 0; g < TOP_GROUP; ++g) m[g] = all.finite_top<MASKED>(lane + g * LANES);
         for (int64_t j = 0; j < at.keys; ++j) {
@@ -156,7 +159,7 @@ constexpr Steps STEPS;
 template <bool MASKED, Side SIDE>
 void weigh_and_measure(float* scores, Span at, Counted counted, Moments& all) {
     constexpr int GROUP = WEIGHT_GROUP;
-    for (int64_t lane = 0; lane < SL_QUERIES; lane += GROUP * LANES) {
+    for (int64_t lane = 0; lane < at.lanes; lane += GROUP * LANES) {
         F m[GROUP], mean_before[GROUP], near[GROUP], flat_mean[GROUP], sink[GROUP] = {};
         F i[GROUP];  // the query's position, counted from the block's first key
         Sums sums[GROUP];
@@ -235,7 +238,7 @@ void add_block(float* scores, const uint8_t* bits, Span at, Counted counted, boo
     find_top<MASKED, true>(scores, bits, at, all);
     if (at.key + at.keys - 1 <= at.query)
         weigh_and_measure<MASKED, Side::BEFORE>(scores, at, counted, all);
-    else if (at.key >= at.query + SL_QUERIES - 1)
+    else if (at.key >= at.query + at.lanes - 1)
         weigh_and_measure<MASKED, Side::AFTER>(scores, at, counted, all);
     else
         weigh_and_measure<MASKED, Side::STRADDLES>(scores, at, counted, all);
