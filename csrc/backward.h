@@ -107,6 +107,7 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
     Scratch scratch;
     float* scores = scratch.floats(SL_KEYS * SL_QUERIES);
     float* dp = scratch.floats(SL_KEYS * SL_QUERIES);
+    float* slopes = scratch.floats(l.softcap != 0 ? SL_KEYS * SL_QUERIES : 1);
     float* dk = scratch.floats(SL_KEYS * wide);
     float* dv = scratch.floats(SL_KEYS * value_wide);
     float* key_copy = scratch.floats(SL_KEYS * wide);
@@ -147,7 +148,8 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                 const int64_t lanes = lanes_of(rows);
                 product(keys, lanes, l.width, {k, l.key.row, 1}, head.columns + panel * l.width * SL_QUERIES,
                                                  SL_QUERIES, scores, SL_QUERIES, nullptr);
-                add_key_bias(l, b, h, key, keys, scores);
+                const Block here{b, h, key, keys, first, rows, lanes};
+                if (adjusts(l)) adjust(l, here, scores, slopes);
                 product(keys, lanes, l.value_width, {v, l.value.row, 1},
                                                  head.upstream_columns + panel * l.value_width * SL_QUERIES, SL_QUERIES, dp, SL_QUERIES, nullptr);
                 const Span at{l.key_position + key, keys, l.query_position + first, lanes};
@@ -158,6 +160,7 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                     hidden ? differentiate<true, true>(scores, dp, hidden, at, counted, c) : differentiate<false, true>(scores, dp, hidden, at, counted, c);
                 else
                     hidden ? differentiate<true, false>(scores, dp, hidden, at, counted, c) : differentiate<false, false>(scores, dp, hidden, at, counted, c);
+                unadjust(l, here, dp, slopes, out.relative ? out.relative + ((part * l.batch + b) * l.heads + h) * (l.queries + l.keys - 1) : nullptr);
                 product(keys, value_wide, rows, {scores, SL_QUERIES, 1}, head.upstream + first * value_wide, value_wide, dv,
                                                  value_wide, kept);
                 product(keys, wide, rows, {dp, SL_QUERIES, 1}, head.rows.data + first * head.rows.row, head.rows.row, dk, wide, kept);

@@ -34,6 +34,7 @@ inline bool decode_part(const sl_lookup& l, const sl_part& part, int64_t b, int6
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t d = 0; d < l.width; ++d) queries[r * l.width + d] = row_of(l.query, b, g * group + r / l.queries, r % l.queries)[d] * l.scale;
     if (!all_finite(queries, l.width, rows, l.width)) return false;
+    const bool adjusting = adjusts(l);
     sl_fold f = part.moments;
     f.scores = scores;
     for (int64_t key = key0; key < key1; key += CHUNK) {
@@ -44,8 +45,10 @@ inline bool decode_part(const sl_lookup& l, const sl_part& part, int64_t b, int6
         f.position = l.key_position + key;
         for (int64_t r = 0; r < rows; ++r) {
             const int64_t h = g * group + r / l.queries;
-            const float* bias = l.key_bias ? l.key_bias + b * l.key_bias_batch + h * l.key_bias_head + key : nullptr;
-            for (int64_t j = 0; j < keys; ++j) scores[r * keys + j] = dot(k + j * l.key.row, queries + r * l.width, l.width) + (bias ? bias[j] : 0);
+            for (int64_t j = 0; j < keys; ++j) {
+                const float x = dot(k + j * l.key.row, queries + r * l.width, l.width);
+                scores[r * keys + j] = adjusting ? adjusted(l, b, h, r % l.queries, key + j, x) : x;
+            }
             if (l.seen)
                 fold_row<true>(f, r, l.seen + b * l.seen_batch + h * l.seen_head + r % l.queries * l.seen_row + key);
             else

@@ -37,7 +37,7 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
             known.store(1, std::memory_order_relaxed);
         }
         product(keys, lanes, l.width, {k, l.key.row, 1}, packed, SL_QUERIES, scores, SL_QUERIES, nullptr);
-        add_key_bias(l, b, h, key, keys, scores);
+        if (adjusts(l)) adjust(l, {b, h, key, keys, first, rows, lanes}, scores, nullptr);
         const Span at{l.key_position + key, keys, l.query_position + first, lanes};
         const Counted counted{l.first_sink[b], l.sinks};
         const uint8_t* hidden = bits_of(l.blocks, entry);

@@ -1,6 +1,7 @@
 // What forward and backward share: rows of the inputs as the products want them.
 #pragma once
 
+#include "adjust.h"
 #include "product.h"
 #include "scratch.h"
 #include "softlookup.h"
@@ -51,14 +52,6 @@ inline bool all_finite(const float* x, int64_t row, int64_t rows, int64_t width)
     const F all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
     for (int l = 0; l < LANES; ++l) rest += all[l];
     return rest == 0;
-}
-
-// scores += the bias of each key.
-inline void add_key_bias(const sl_lookup& l, int64_t b, int64_t h, int64_t key, int64_t keys, float* scores) {
-    if (!l.key_bias) return;
-    const float* bias = l.key_bias + b * l.key_bias_batch + h * l.key_bias_head + key;
-    for (int64_t j = 0; j < keys; ++j, scores += SL_QUERIES)
-        for (int64_t r = 0; r < SL_QUERIES; r += LANES) store(scores + r, load(scores + r) + bias[j]);
 }
 
 inline const uint8_t* bits_of(const sl_blocks& blocks, int64_t entry) {

@@ -27,13 +27,19 @@ struct sl_tensor {
     int64_t batch, head, row;
 };
 
-// softmax(scale q k^T + key_bias) v over what `blocks` leaves visible, and the moments of its distribution.
+// softmax(s) v with s = (phi(scale q k^T + key_bias) + relative + dense) * inverse_temperature, over what `blocks` leaves visible, and the moments of its distribution.
 struct sl_lookup {
     int64_t batch, heads, kv_heads, queries, keys, width, value_width;
     sl_tensor query, key, value;
     float scale;
     const float* key_bias;  // (B, H, S) with strides, or null
     int64_t key_bias_batch, key_bias_head;
+    float softcap;          // phi(x) = softcap * tanh(x / softcap); 0: identity
+    const float* relative;  // (H, L + S - 1), or null: a bias by i - j, for row i of the queries and j of the keys at [i - j + S - 1]
+    int64_t relative_head;
+    const float* dense;  // (B, H, L, S) with strides, or null
+    int64_t dense_batch, dense_head, dense_row, dense_column;
+    float inverse_temperature;
     sl_blocks blocks;
     const uint8_t* seen;  // sl_decode: bytes (B, H, L, S) with strides, 1 where visible; null where all is
     int64_t seen_batch, seen_head, seen_row;
@@ -63,9 +69,10 @@ struct sl_upstream {
 };
 
 // Gradients, contiguous: query (parts, B, H, L, E), one for each part of the keys, to be summed; key (B, Hkv, S, E), value
-// (B, Hkv, S, Ev), key_bias (B, H, S) or null. All but those of queries must be zeros before.
+// (B, Hkv, S, Ev), key_bias (B, H, S) or null. All but those of queries must be zeros before. Of `dense` there is none.
 struct sl_gradients {
     float *query, *key, *value, *key_bias;
+    float* relative;  // (parts, B, H, L + S - 1) or null
     int64_t parts;
 };
 

@@ -71,4 +71,16 @@ inline F exp_negative(F t) {
     return EXACT ? (t < splat(-87.f) ? F{} : e) : e;
 }
 
+// tanh: an odd polynomial near 0 (fitted, relative error 1e-8 before rounding), else by the exponential.
+inline F tanh(F x) {
+    F y = abs(x), z = x * x;
+    F p = z * -5.515122305e-3f + 2.046938141e-2f;
+    p = p * z + -5.368801098e-2f;
+    p = p * z + 1.333083020e-1f;
+    p = p * z + -3.333325984e-1f;
+    F near = x + x * z * p;
+    F e = exp_negative(y * -2.f), far = (1.f - e) / (1.f + e);
+    return y < splat(0.65f) ? near : (x < F{} ? -far : far);
+}
+
 }  // namespace SL_ISA

@@ -28,6 +28,10 @@ class Bias:
         """The bias at `tile`, broadcastable to (n, G, L', S')."""
         raise NotImplementedError
 
+    def by_offset(self, offset: Tensor) -> Tensor | None:
+        """(H, n) the bias at each i - j = `offset` (n,) where it depends on nothing else, differentiable; else None."""
+        return None
+
     def pull(self, grad: Tensor, ds: Tensor, tile: Tile) -> None:
         """Add to `grad` (shaped as `tensor`) what the scores' gradient `ds` (n, G, L', S') gives it."""
         raise NotImplementedError
@@ -77,6 +81,9 @@ class ALiBi(Bias):
     def with_tensor(self, tensor: Tensor) -> ALiBi:
         return ALiBi(tensor)
 
+    def by_offset(self, offset: Tensor) -> Tensor:
+        return -self.tensor[:, None] * offset.abs().to(self.tensor.dtype)
+
     def block(self, tile: Tile) -> Tensor:
         distance = (tile.i - tile.j).abs().to(self.tensor.dtype)
         return -self.tensor[tile.head] * distance
@@ -122,6 +129,9 @@ class RelativeTable(Bias):
         ratio = torch.log(n.clamp(min=1).float() / exact) / math.log(self.max_distance / exact)
         far = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
         return base + torch.where(n < exact, n, far)
+
+    def by_offset(self, offset: Tensor) -> Tensor:
+        return self.tensor[self.bucket(-offset)].mT
 
     def block(self, tile: Tile) -> Tensor:
         return self.tensor[self.bucket(tile.j - tile.i), tile.head]

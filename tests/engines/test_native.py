@@ -97,6 +97,55 @@ def test_temperature_scale_and_key_bias():
     agrees(tensors, score=sl.ScaledDot(ssmax=0.4), mask=sl.Causal())
 
 
+BIASES = {
+    "slopes": lambda: sl.ALiBi(torch.tensor([0.5, 0.25, 0.1, 0.0])),
+    "table": lambda: sl.RelativeTable(torch.randn(8, 4), max_distance=40),
+    "dense": lambda: torch.randn(2, 4, 201, 301),
+    "one for all": lambda: torch.randn(201, 301).mT.contiguous().mT,
+    "per key": lambda: torch.randn(2, 1, 1, 301),
+}
+
+
+@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("name", BIASES)
+def test_biases(name, few):
+    torch.manual_seed(0)
+    bias = BIASES[name]()
+    tensors = inputs(201, 301, 16, 16)
+    if few:
+        tensors[0] = tensors[0][:, :, -5:]
+        bias = bias[..., -5:, :] if isinstance(bias, torch.Tensor) else bias
+    agrees(tensors, bias=bias, mask=sl.Causal())
+    agrees(tensors, bias=bias, score=sl.ScaledDot(softcap=3.0), normalizer=sl.Softmax(temperature=0.8))
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_a_float_mask_hides_and_adds(few):
+    torch.manual_seed(0)
+    tensors = inputs(5 if few else 201, 201, 16, 16)
+    mask = torch.randn(tensors[0].shape[2], 201).masked_fill_(torch.rand(tensors[0].shape[2], 201) > 0.5, -torch.inf)
+    agrees(tensors, mask=mask)
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0])
+def test_soft_cap(size):
+    q, k, v = inputs(150, 150, 16, 16)
+    agrees([q * size, k, v], score=sl.ScaledDot(softcap=20.0))
+
+
+@pytest.mark.parametrize("make", [lambda w: sl.ALiBi(w), lambda w: sl.RelativeTable(w, max_distance=40)])
+def test_learned_biases(make):
+    torch.manual_seed(0)
+    start = torch.rand(4) if make(torch.rand(4, 4)).__class__ is sl.ALiBi else torch.randn(8, 4)
+    tensors, wants = inputs(100, 230, 16, 16), []
+    for dtype, engine in ((torch.float32, "native"), (torch.float64, "reference")):
+        w = start.to(dtype).requires_grad_()
+        with sl.engine(engine):
+            y, stats = sl.attend(*(t.to(dtype) for t in tensors), bias=make(w), mask=sl.Causal(), stats=True)
+        wants.append(torch.autograd.grad(y.square().sum() + stats.entropy.sum(), w)[0])
+    close("gradient of the bias", *wants, 1e-5)
+
+
 def test_strides():
     q, k, v = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in inputs(130, 130, 16, 16))
     packed = torch.randn(2, 4, 130, 48)

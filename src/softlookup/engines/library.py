@@ -38,6 +38,12 @@ class Lookup(ctypes.Structure):
         ("key_bias", _pointer),
         ("key_bias_batch", _i64),
         ("key_bias_head", _i64),
+        ("softcap", ctypes.c_float),
+        ("relative", _pointer),
+        ("relative_head", _i64),
+        ("dense", _pointer),
+        *((name, _i64) for name in ("dense_batch", "dense_head", "dense_row", "dense_column")),
+        ("inverse_temperature", ctypes.c_float),
         ("blocks", Blocks),
         ("seen", _pointer),
         *((name, _i64) for name in ("seen_batch", "seen_head", "seen_row", "query_position", "key_position")),
@@ -67,7 +73,7 @@ class Upstream(ctypes.Structure):
 
 
 class Gradients(ctypes.Structure):
-    _fields_ = [*((name, _pointer) for name in ("query", "key", "value", "key_bias")), ("parts", _i64)]
+    _fields_ = [*((name, _pointer) for name in ("query", "key", "value", "key_bias", "relative")), ("parts", _i64)]
 
 
 class Fold(ctypes.Structure):

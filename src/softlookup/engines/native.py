@@ -7,8 +7,10 @@ import ctypes
 import torch
 from torch import Tensor
 
+from ..biases import DenseBias
+from ..masks import hidden
 from ..problem import Problem
-from ..scores import Product
+from ..scores import Product, SoftCap
 from ..summary import Summary
 from . import library, streaming
 from .block_lists import all_pairs, block_lists
@@ -33,10 +35,10 @@ def refusal(problem: Problem) -> str | None:
         return f"it computes in float32, and the inputs are {str(problem.value.dtype).removeprefix('torch.')}"
     if not isinstance(form, Product):
         return "it scores by products of queries and keys only"
-    if form.pointwise is not None:
+    if not isinstance(form.pointwise, SoftCap | None):
         return f"it has no {type(form.pointwise).__name__} of the scores"
-    if problem.biases:
-        return "it adds no bias to the scores"
+    if torch.is_grad_enabled() and any(isinstance(x, DenseBias) and x.tensor.requires_grad for x in problem.biases):
+        return "it has no gradient of a dense bias"
     if problem.dropout is not None:
         return "it has no dropout"
     if isinstance(problem.temperature, Tensor) or problem.hard:
@@ -91,19 +93,78 @@ def backward(problem: Problem, read: Readings, grads: Readings) -> list[Tensor]:
         library.Strided(None, 0, 0, 0) if average is None else library.Strided.of(average),
         *(planes[name].data_ptr() if name in planes else None for name in library.COEFFICIENTS),
     )
-    into = [torch.zeros_like(t, dtype=torch.float32, memory_format=torch.contiguous_format) for t in problem.tensors()]
-    parts = _parts(problem)
+    tensors, parts = problem.tensors(), _parts(problem)
+    first_bias = len(tensors) - len(problem.biases)  # query, key, value, perhaps a bias of the keys, then the other biases
+    into = [torch.zeros_like(t, dtype=torch.float32, memory_format=torch.contiguous_format) for t in tensors[:first_bias]]
     query = into[0] if parts == 1 else into[0].new_zeros((parts, *into[0].shape))
-    bias = into[3].data_ptr() if len(into) > 3 else None
-    out = library.Gradients(query.data_ptr(), into[1].data_ptr(), into[2].data_ptr(), bias, parts)
+    out = library.Gradients(query.data_ptr(), into[1].data_ptr(), into[2].data_ptr(), parts=parts)
+    if first_bias > 3:
+        out.key_bias = into[3].data_ptr()
+    batch, heads, length, _ = query.shape[-4:]
+    relative = None
+    if any(bias.tensor.requires_grad for bias in problem.biases):
+        relative = query.new_zeros((parts, batch, heads, length + problem.key.shape[2] - 1))
+        out.relative = relative.data_ptr()
     if native.sl_backward(ctypes.byref(lookup), ctypes.byref(upstream), ctypes.byref(out)):
         return streaming.backward(problem, read, grads)
     del kept
     if parts > 1:
         into[0] = query.sum(0)
-    if len(into) > 3:
+    if first_bias > 3 and _folds(problem):
         into[3] /= problem.temperature
-    return into
+    return into + _bias_gradients(problem, None if relative is None else relative.sum((0, 1)))
+
+
+def _bias_gradients(problem: Problem, by_offset: Tensor | None) -> list[Tensor]:
+    """Gradients of the biases from those of their values at each offset, (H, L + S - 1); zeros where none is wanted."""
+    grads = []
+    for bias in problem.biases:
+        tensor = bias.tensor.detach().requires_grad_()
+        if by_offset is None or not bias.tensor.requires_grad:
+            grads.append(tensor.new_zeros(()))
+            continue
+        with torch.enable_grad():
+            table = bias.with_tensor(tensor).by_offset(_offsets(problem))
+        assert table is not None
+        grads.extend(torch.autograd.grad(table, tensor, by_offset.to(table.dtype)))
+    return grads
+
+
+def _offsets(problem: Problem) -> Tensor:
+    """(L + S - 1,) every i - j of the lookup, ascending."""
+    first, keys = problem.place.queries, problem.key.shape[2]
+    assert isinstance(first, int)
+    start = first - problem.place.key_offset - keys + 1
+    return torch.arange(start, start + problem.query.shape[2] + keys - 1)
+
+
+def _folds(problem: Problem) -> bool:
+    """Whether the temperature can divide the scale and the bias of the keys instead of every score."""
+    assert isinstance(problem.form, Product)
+    return problem.form.pointwise is None and not problem.biases
+
+
+def _biases(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
+    """The sum of biases by i - j, (H, L + S - 1), and of all others, (B, H, L, S) expanded."""
+    relative: Tensor | None = None
+    dense: Tensor | None = None
+    offsets = _offsets(problem)
+    for bias in problem.biases:
+        table = bias.by_offset(offsets)
+        if table is not None:
+            table = table.detach().to(torch.float32)
+            relative = table if relative is None else relative + table
+            continue
+        assert isinstance(bias, DenseBias)
+        tensor = bias.tensor.detach()
+        if hidden(tensor.amin()):
+            tensor = tensor.masked_fill(hidden(tensor), 0.0)
+        tensor = tensor.to(torch.float32)
+        dense = tensor if dense is None else dense + tensor
+    if dense is not None:
+        batch, heads, length, _ = problem.query.shape
+        dense = dense.expand(batch, heads, length, problem.key.shape[2])
+    return None if relative is None else relative.contiguous(), dense
 
 
 def _readable(x: Tensor) -> Tensor:
@@ -126,7 +187,9 @@ def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[objec
     assert isinstance(form, Product) and isinstance(temperature, (int, float)) and isinstance(problem.place.queries, int)
     query, key, value = (_readable(x) for x in (form.query, form.key, problem.value))
     batch, heads, length, width = query.shape
-    bias = None if form.key_bias is None else (form.key_bias / temperature).to(torch.float32).contiguous()
+    fold = temperature if _folds(problem) else 1.0
+    bias = None if form.key_bias is None else (form.key_bias / fold).to(torch.float32).contiguous()
+    relative, dense = _biases(problem)
     first = torch.as_tensor(problem.first_key).to(torch.int64).expand(batch).contiguous()
     lookup = library.Lookup(
         batch=batch,
@@ -139,7 +202,9 @@ def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[objec
         query=library.Strided.of(query),
         key=library.Strided.of(key),
         value=library.Strided.of(value),
-        scale=float(form.scale) / temperature,
+        scale=float(form.scale) / fold,
+        softcap=form.pointwise.cap if isinstance(form.pointwise, SoftCap) else 0.0,
+        inverse_temperature=fold / temperature,
         query_position=problem.place.queries,
         key_position=problem.place.key_offset,
         first_sink=first.data_ptr(),
@@ -149,6 +214,11 @@ def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[objec
     )
     if bias is not None:
         lookup.key_bias, lookup.key_bias_batch, lookup.key_bias_head = bias.data_ptr(), *bias.stride()[:2]
+    if relative is not None:
+        lookup.relative, lookup.relative_head = relative.data_ptr(), relative.stride(0)
+    if dense is not None:
+        lookup.dense = dense.data_ptr()
+        lookup.dense_batch, lookup.dense_head, lookup.dense_row, lookup.dense_column = dense.stride()
     visible: object
     if few:
         visible = seen = all_pairs(problem)
@@ -156,8 +226,8 @@ def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[objec
         lookup.query_positions = positions.data_ptr()
         if seen is not None:
             lookup.seen, (lookup.seen_batch, lookup.seen_head, lookup.seen_row) = seen.data_ptr(), seen.stride()[:3]
-        return lookup, (query, key, value, bias, first, visible, positions)
+        return lookup, (query, key, value, bias, relative, dense, first, visible, positions)
     visible = lists = block_lists(problem)
     arrays = (lists.pattern, lists.start, lists.block, lists.bits_of, lists.bits)
     lookup.blocks = library.Blocks(*(x.ctypes.data for x in arrays))
-    return lookup, (query, key, value, bias, first, visible)
+    return lookup, (query, key, value, bias, relative, dense, first, visible)
