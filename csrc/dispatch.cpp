@@ -1,6 +1,8 @@
 // The C interface: picks the instruction set, spreads panels over threads.
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -32,12 +34,16 @@ struct Kernels {
     decltype(&base::fold) fold;
 };
 
+// The best that the processor has, or less where SOFTLOOKUP_INSTRUCTIONS names less (for tests and comparisons).
 Kernels choose() {
+    const char* wanted = std::getenv("SOFTLOOKUP_INSTRUCTIONS");
+    const auto allowed = [&](const char* name) { return !wanted || std::strcmp(wanted, name) == 0; };
 #ifdef SL_X86
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl"))
+    if (allowed("AVX-512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
         return {"AVX-512", avx512::forward, avx512::backward, avx512::decode, avx512::finish, avx512::fold};
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {"AVX2", avx2::forward, avx2::backward, avx2::decode, avx2::finish, avx2::fold};
+    if (allowed("AVX2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return {"AVX2", avx2::forward, avx2::backward, avx2::decode, avx2::finish, avx2::fold};
 #endif
     return {"portable", base::forward, base::backward, base::decode, base::finish, base::fold};
 }

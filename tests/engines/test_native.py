@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -37,9 +42,16 @@ def inputs(n: int, s: int, width: int, value_width: int, kv_heads: int = 4, seed
 def agrees(tensors: list[torch.Tensor], within: float = 5e-6, **arguments) -> None:
     """Value, statistics and gradients of the native engine equal the oracle's in float64."""
     single = [t.detach().requires_grad_() for t in tensors]
-    double = [t.detach().double().requires_grad_() for t in tensors]
     stats = arguments.pop("stats", True)
     assert sl.explain(*single, **arguments).engine == "native"
+    same(tensors, within, stats=stats, **arguments)
+
+
+def same(tensors: list[torch.Tensor], within: float = 5e-6, **arguments) -> None:
+    """Value, statistics and gradients of the engine at hand equal the oracle's in float64."""
+    single = [t.detach().requires_grad_() for t in tensors]
+    double = [t.detach().double().requires_grad_() for t in tensors]
+    stats = arguments.pop("stats", True)
     y, got = sl.attend(*single, stats=stats, **arguments)
     with sl.engine("reference"):
         want_y, want = sl.attend(*double, stats=stats, **arguments)
@@ -77,7 +89,10 @@ def test_masks(mask, n, s):
 
 @pytest.mark.parametrize(
     ("n", "s", "width", "value_width"),
-    [(1, 1, 1, 1), (1, 500, 64, 64), (16, 4097, 20, 12), (2, 3, 7, 5), (193, 97, 8, 1), (97, 193, 1, 8), (5, 7, 33, 17), (200, 200, 80, 48), (40, 200, 512, 512)],
+    [
+        *[(1, 1, 1, 1), (1, 500, 64, 64), (16, 4097, 20, 12), (2, 3, 7, 5), (5, 7, 33, 17)],
+        *[(193, 97, 8, 1), (97, 193, 1, 8), (200, 200, 80, 48), (40, 200, 512, 512)],
+    ],
 )
 def test_shapes(n, s, width, value_width):
     names = CHEAP if n <= s else [name for name in CHEAP if name != "distance"]
@@ -179,6 +194,37 @@ def test_parts_of_the_keys():
     close("value", merged.value, whole, 2e-6)
     for name in CHEAP:
         close(name, merged.stats(name), stats[name], 5e-6)
+
+
+ELSEWHERE = """
+import sys
+sys.path.insert(0, "tests/engines")
+import test_native as t, softlookup as sl
+from softlookup.engines import library
+assert library.load()[1] == sys.argv[1], library.load()[1]
+for n, s in ((200, 300), (7, 300)):
+    for mask in (None, sl.Causal() & sl.Window(100)):
+        t.agrees(t.inputs(n, s, 20, 36, 2), mask=mask)
+        t.agrees(t.inputs(n, s, 20, 36), mask=mask, score=sl.ScaledDot(softcap=3.0))
+with sl.engine("streaming"):
+    t.same(t.inputs(50, 300, 20, 36), mask=sl.Causal())
+"""
+
+
+@pytest.mark.parametrize("instructions", ["AVX-512", "AVX2", "portable"])
+def test_every_set_of_instructions(instructions):
+    """In processes of their own; a set that this processor lacks cannot be tested here."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if {"AVX-512": "avx512f", "AVX2": "avx2", "portable": ""}[instructions] not in flags:
+        pytest.skip(f"this processor has no {instructions}")
+    out = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, instructions],
+        env=os.environ | {"SOFTLOOKUP_INSTRUCTIONS": instructions},
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert out.returncode == 0, out.stderr
 
 
 def test_the_same_twice_and_for_any_number_of_threads():
