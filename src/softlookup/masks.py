@@ -12,7 +12,7 @@ No n x n tensor is built for a structured mask: only PARTIAL blocks are ever eva
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -64,6 +64,10 @@ class Mask:
     def relative(self) -> bool:
         """True if what is visible depends on i - j alone, so that blocks along a diagonal are alike."""
         return False
+
+    def key(self) -> Hashable:
+        """Equal for masks that hide the same where what they hide depends on i - j alone; else None."""
+        return None
 
     def at_rows(self, rows: Tensor) -> Mask:
         """The same mask for the query rows `rows` (R,) only; what depends on positions alone stays as it is."""
@@ -117,6 +121,11 @@ def describe(thing: object) -> str:
     return type(thing).__name__
 
 
+def _key(kind: str, *parts: Mask) -> Hashable:
+    keys = tuple(part.key() for part in parts)
+    return None if None in keys else (kind, *keys)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class And(Mask):
     a: Mask
@@ -148,6 +157,9 @@ class And(Mask):
         if isinstance(a, int) and isinstance(b, int):
             return max(a, b)
         return torch.maximum(torch.as_tensor(a), torch.as_tensor(b))
+
+    def key(self) -> Hashable:
+        return _key("and", self.a, self.b)
 
     def relative(self) -> bool:
         return self.a.relative() and self.b.relative()
@@ -189,6 +201,9 @@ class Or(Mask):
         self.a.check(batch, heads, queries, keys)
         self.b.check(batch, heads, queries, keys)
 
+    def key(self) -> Hashable:
+        return _key("or", self.a, self.b)
+
     def relative(self) -> bool:
         return self.a.relative() and self.b.relative()
 
@@ -220,6 +235,9 @@ class Not(Mask):
     def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
         self.a.check(batch, heads, queries, keys)
 
+    def key(self) -> Hashable:
+        return _key("not", self.a)
+
     def relative(self) -> bool:
         return self.a.relative()
 
@@ -237,6 +255,9 @@ class Not(Mask):
 class Everything(Mask):
     """Every key is visible: what `mask=None` means."""
 
+    def key(self) -> Hashable:
+        return "everything"
+
     def relative(self) -> bool:
         return True
 
@@ -249,6 +270,9 @@ class Everything(Mask):
 
 class Causal(Mask):
     """A query sees keys at its own position and before: j <= i. Right-aligned where L != S."""
+
+    def key(self) -> Hashable:
+        return "causal"
 
     def relative(self) -> bool:
         return True
@@ -276,6 +300,9 @@ class Window(Mask):
             raise SoftlookupError(f"Window: expected a width of at least 1, got {width}")
         self.width = int(width)
 
+    def key(self) -> Hashable:
+        return "window", self.width
+
     def relative(self) -> bool:
         return True
 
@@ -300,6 +327,9 @@ class Dilated(Mask):
         if rate < 1:
             raise SoftlookupError(f"Dilated: expected a rate of at least 1, got {rate}")
         self.rate = int(rate)
+
+    def key(self) -> Hashable:
+        return "dilated", self.rate
 
     def relative(self) -> bool:
         return True

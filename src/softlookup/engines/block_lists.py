@@ -31,15 +31,47 @@ class BlockLists:
 
 
 def block_lists(problem: Problem) -> BlockLists:
-    """The lists of a problem whose queries stand at consecutive positions."""
+    """The lists of a problem whose queries stand at consecutive positions; those of masks by i - j alone are kept."""
     batch, heads, length, _ = problem.query.shape
-    panels = -(-length // QUERIES)
-    if isinstance(problem.mask, Everything):
-        blocks = np.arange(-(-problem.key.shape[2] // KEYS), dtype=np.int32)
+    first, what = problem.place.queries, problem.mask.key()
+    assert isinstance(first, int)
+    ask = _Question(problem.mask, batch, heads, length, problem.key.shape[2], first, problem.place.key_offset)
+    if what is None:
+        return _lists(ask)
+    key = what, batch * heads, length, ask.keys, first - ask.key_offset
+    lists = _KEPT.get(key)
+    if lists is None:
+        if len(_KEPT) >= _MOST_KEPT:
+            _KEPT.clear()
+        lists = _KEPT[key] = _lists(ask)
+    return lists
+
+
+_KEPT: dict[tuple, BlockLists] = {}
+_MOST_KEPT = 32
+
+
+@dataclass(frozen=True, eq=False)
+class _Question:
+    """A mask, and everything else that the lists depend on."""
+
+    mask: Mask
+    batch: int
+    heads: int
+    length: int
+    keys: int
+    first: int
+    key_offset: int
+
+
+def _lists(ask: _Question) -> BlockLists:
+    batch, heads, panels = ask.batch, ask.heads, -(-ask.length // QUERIES)
+    if isinstance(ask.mask, Everything):
+        blocks = np.arange(-(-ask.keys // KEYS), dtype=np.int32)
         start = np.arange(panels + 1, dtype=np.int64) * len(blocks)
         block = np.tile(blocks, panels)
         return BlockLists(np.zeros(batch * heads, np.int32), start, block, np.full_like(block, -1), np.zeros(1, np.uint8))
-    walk = _Walk(problem)
+    walk = _Walk(ask)
     by_batch, by_head = walk.varies()
     one_by_one = np.arange(batch * heads).reshape(batch, heads)
     per_batch = one_by_one // heads if by_batch > 1 else np.zeros_like(one_by_one)
@@ -79,13 +111,10 @@ def all_pairs(problem: Problem) -> Tensor | None:
 class _Walk:
     """Asks the mask about ever smaller regions, down to one panel and one block of keys."""
 
-    def __init__(self, problem: Problem):
-        self.mask: Mask = problem.mask
-        self.batch, self.heads, self.length, _ = problem.query.shape
-        self.keys, self.key_offset = problem.key.shape[2], problem.place.key_offset
-        assert isinstance(problem.place.queries, int)
-        self.first = problem.place.queries
-        self.positions = problem.place.positions(self.length, torch.device("cpu"))
+    def __init__(self, ask: _Question):
+        self.mask, self.batch, self.heads, self.length = ask.mask, ask.batch, ask.heads, ask.length
+        self.keys, self.key_offset, self.first = ask.keys, ask.key_offset, ask.first
+        self.positions = torch.arange(self.first, self.first + self.length)
         self.alike = self.mask.relative()
         self.known: dict[tuple[int, int, int], int | None] = {}
         self.bits: list[np.ndarray] = []
