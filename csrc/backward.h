@@ -39,7 +39,7 @@ void differentiate(float* scores, float* dp, const uint8_t* bits, Span at, Count
         if (STATISTICS) {
             c1 = load(all.c1 + lane), c2 = load(all.c2 + lane), c3 = load(all.c3 + lane), c4 = load(all.c4 + lane);
             c5 = load(all.c5 + lane), sink = load(all.sink + lane), distance = load(all.distance + lane);
-            for (int l = 0; l < LANES; ++l) i[l] = (float)(at.query + lane + l);
+            for (int l = 0; l < LANES; ++l) i[l] = (float)(at.query - at.key + lane + l);
         }
         for (int64_t j = 0; j < at.keys; ++j) {
             float *s = scores + j * SL_QUERIES + lane, *d = dp + j * SL_QUERIES + lane;
@@ -52,7 +52,7 @@ void differentiate(float* scores, float* dp, const uint8_t* bits, Span at, Count
             F e = exp_negative(t), inner = load(d) + c0, ds;
             if (STATISTICS) {
                 if (MASKED) t = seen ? t : F{};
-                inner += t * (c1 + c2 * t) + c3 * e + distance * abs(i - (float)(at.key + j));
+                inner += t * (c1 + c2 * t) + c3 * e + distance * abs(i - (float)j);
                 if (at.key + j >= counted.first_sink && at.key + j < counted.first_sink + counted.sinks) inner += sink;
                 F flat = c4 + c5 * t;
                 ds = e * inner + (MASKED ? (seen ? flat : F{}) : flat);
@@ -152,7 +152,7 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                 if (adjusts(l)) adjust(l, here, scores, slopes);
                 product(keys, lanes, l.value_width, {v, l.value.row, 1},
                                                  head.upstream_columns + panel * l.value_width * SL_QUERIES, SL_QUERIES, dp, SL_QUERIES, nullptr);
-                const Span at{l.key_position + key, keys, l.query_position + first, lanes};
+                const Span at{l.key_position + key, keys, l.query_position + first, lanes, key};
                 const Counted counted{l.first_sink[b], l.sinks};
                 const uint8_t* hidden = bits_of(l.blocks, entry);
                 const Coefficients& c = coefficients[panel];

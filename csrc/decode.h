@@ -70,9 +70,9 @@ inline void merge_row(const sl_part& part, int64_t r, int64_t wide, sl_part& who
     const float n = x.count[r] + y.count[r], n_share = x.count[r] / n, flat_apart = y.count[r] > 0 ? x.flat_mean[r] - y.flat_mean[r] : 0;
     if (x.m[r] > y.m[r]) y.best[r] = x.best[r];
     y.var[r] = x.var[r] * fx + y.var[r] * fy + zy * share * apart * apart;
-    y.mean[r] = mean_y + share * apart;
+    y.mean[r] = share < 0.5f ? mean_y + share * apart : mean_x - (1 - share) * apart;
     y.flat_var[r] += x.flat_var[r] + y.count[r] * n_share * flat_apart * flat_apart;
-    y.flat_mean[r] = y.count[r] > 0 ? y.flat_mean[r] + n_share * flat_apart : x.flat_mean[r];
+    y.flat_mean[r] = n_share < 0.5f ? y.flat_mean[r] + n_share * flat_apart : x.flat_mean[r] - (1 - n_share) * flat_apart;
     y.c[r] = x.c[r] * fx * fx + y.c[r] * fy * fy;
     y.distance[r] = x.distance[r] * fx + y.distance[r] * fy;
     y.sink[r] = x.sink[r] * fx + y.sink[r] * fy;

@@ -55,31 +55,51 @@ const Kernels& kernels() {
 
 }  // namespace
 
-extern "C" const char* sl_instructions(void) { return kernels().name; }
+namespace {
 
-extern "C" int32_t sl_forward(const sl_lookup* lookup, const sl_summary* out) {
-    const sl_lookup& l = *lookup;
-    const int64_t panels = (l.queries + SL_QUERIES - 1) / SL_QUERIES, all = l.batch * l.heads * panels;
-    std::atomic<bool> finite{true};
-    std::vector<std::atomic<uint8_t>> checked(l.batch * l.kv_heads * ((l.keys + SL_KEYS - 1) / SL_KEYS));
-    // The last panels first: under a causal mask they are the longest, and a long task at the end would leave threads idle.
-    parallel(all, l.threads, [&](int64_t task) {
-        const int64_t panel = panels - 1 - task / (l.batch * l.heads), bh = task % (l.batch * l.heads);
-        if (finite && !kernels().forward(l, *out, bh / l.heads, bh % l.heads, panel, panels, checked.data())) finite = false;
+// Tasks over threads, with what became of them: 0, 1 where one met something that is not finite, 2 where memory ran out. A
+// task gives whether all was finite; none begins after one that failed.
+template <class Task>
+int32_t outcome(int64_t tasks, int threads, const Task& task) {
+    std::atomic<int32_t> result{0};
+    parallel(tasks, threads, [&](int64_t t) {
+        if (result) return;
+        try {
+            if (!task(t)) result = 1;
+        } catch (...) {
+            result = 2;
+        }
     });
-    return finite ? 0 : 1;
+    return result;
 }
 
-extern "C" int32_t sl_backward(const sl_lookup* lookup, const sl_upstream* upstream, const sl_gradients* out) {
+}  // namespace
+
+extern "C" const char* sl_instructions(void) { return kernels().name; }
+
+extern "C" int32_t sl_forward(const sl_lookup* lookup, const sl_summary* out) try {
+    const sl_lookup& l = *lookup;
+    const int64_t panels = (l.queries + SL_QUERIES - 1) / SL_QUERIES, all = l.batch * l.heads * panels;
+    std::vector<std::atomic<uint8_t>> checked(l.batch * l.kv_heads * ((l.keys + SL_KEYS - 1) / SL_KEYS));
+    // The last panels first: under a causal mask they are the longest, and a long task at the end would leave threads idle.
+    return outcome(all, l.threads, [&](int64_t task) {
+        const int64_t panel = panels - 1 - task / (l.batch * l.heads), bh = task % (l.batch * l.heads);
+        return kernels().forward(l, *out, bh / l.heads, bh % l.heads, panel, panels, checked.data());
+    });
+} catch (...) {
+    return 2;
+}
+
+extern "C" int32_t sl_backward(const sl_lookup* lookup, const sl_upstream* upstream, const sl_gradients* out) try {
     const sl_lookup& l = *lookup;
     const int64_t blocks = (l.keys + SL_KEYS - 1) / SL_KEYS, heads = l.batch * l.kv_heads;
-    std::atomic<bool> finite{true};
-    parallel(heads * out->parts, l.threads, [&](int64_t task) {
+    return outcome(heads * out->parts, l.threads, [&](int64_t task) {
         const int64_t part = task / heads, bg = task % heads;
         const int64_t block0 = blocks * part / out->parts, block1 = blocks * (part + 1) / out->parts;
-        if (finite && !kernels().backward(l, *upstream, *out, bg / l.kv_heads, bg % l.kv_heads, part, block0, block1)) finite = false;
+        return kernels().backward(l, *upstream, *out, bg / l.kv_heads, bg % l.kv_heads, part, block0, block1);
     });
-    return finite ? 0 : 1;
+} catch (...) {
+    return 2;
 }
 
 extern "C" void sl_fold_block(const sl_fold* fold) {
@@ -89,7 +109,7 @@ extern "C" void sl_fold_block(const sl_fold* fold) {
     });
 }
 
-extern "C" int32_t sl_decode(const sl_lookup* lookup, const sl_summary* out) {
+extern "C" int32_t sl_decode(const sl_lookup* lookup, const sl_summary* out) try {
     constexpr int64_t PART = 2048, PLANES = 11;
     const sl_lookup& l = *lookup;
     const int64_t parts = (l.keys + PART - 1) / PART, heads = l.batch * l.kv_heads, rows = l.heads / l.kv_heads * l.queries;
@@ -112,12 +132,13 @@ extern "C" int32_t sl_decode(const sl_lookup* lookup, const sl_summary* out) {
         f.sinks = l.sinks;
         f.statistics = l.statistics;
     }
-    std::atomic<bool> finite{true};
-    parallel(heads * parts, l.threads, [&](int64_t t) {
+    const int32_t result = outcome(heads * parts, l.threads, [&](int64_t t) {
         const int64_t part = t % parts, bg = t / parts, key1 = l.keys < (part + 1) * PART ? l.keys : (part + 1) * PART;
-        if (finite && !kernels().decode(l, all[t], bg / l.kv_heads, bg % l.kv_heads, part * PART, key1)) finite = false;
+        return kernels().decode(l, all[t], bg / l.kv_heads, bg % l.kv_heads, part * PART, key1);
     });
-    if (!finite) return 1;
+    if (result) return result;
     for (int64_t bg = 0; bg < heads; ++bg) kernels().finish(l, *out, bg / l.kv_heads, bg % l.kv_heads, all.data() + bg * parts, parts);
     return 0;
+} catch (...) {
+    return 2;
 }

@@ -44,6 +44,12 @@ struct Row {
         std::memcpy(scores + j, rest, (columns - j) * sizeof(float));
     }
 
+    float visible() const {
+        int64_t count = 0;
+        for (int64_t j = 0; j < columns; ++j) count += seen[j] != 0;
+        return (float)count;
+    }
+
   private:
     static F hide(F x, const uint8_t* seen) {
         Bytes bytes;
@@ -78,21 +84,21 @@ inline void fold_row(const sl_fold& f, int64_t r, const uint8_t* seen) {
     if (f.best && top > old) f.best[r] = f.position + column;
     float fade = old == -INF ? 0 : std::exp(old - base);
     f.m[r] = m, f.fade[r] = fade;
+    const float n_here = MASKED ? row.visible() : (float)f.columns;
     if (!f.statistics) {
-        F z{}, n{};
+        F z{};
         row.map<false>([&](F x, int64_t) {
             F e = exp_negative(x - base);
             z += e;
-            if (MASKED) n += x > splat(-INF) ? splat(1.f) : F{};
             return e;
         });
         f.z[r] = f.z[r] * fade + total(z);
-        f.count[r] += MASKED ? total(n) : (float)f.columns;
+        f.count[r] += n_here;
         if (!(f.z[r] == f.z[r])) f.m[r] = NAN;
         return;
     }
     // Means and variances are taken from near the mean, so that squares do not cancel: from the mean so far, or, where the
-    // maximum moves and that may count for little, together with that of the first few keys of this block.
+    // maximum moves and that may count for little, together with the first few keys of this block and the maximum.
     const float z_before = f.z[r] * fade, mean = z_before > 0 ? f.mean[r] + (old - base) : 0, n_before = f.count[r];
     float near = mean;
     if (top > old) {
@@ -103,20 +109,18 @@ inline void fold_row(const sl_fold& f, int64_t r, const uint8_t* seen) {
             a += e > F{} ? e * t : F{};
         }
         const float weight = z_before + total(z);
-        near = weight > 0 ? (z_before * mean + total(a)) / weight : 0;
+        near = (z_before * mean + total(a)) / std::max(1.f, weight);  // the maximum itself has weight 1
     }
     float flat = f.flat_mean[r];
-    if (n_before == 0) {
-        F sum{}, n{};
+    if (n_before < n_here) {  // squares from a mean of fewer keys than there are here could cancel
+        F sum{};
         row.map<false>([&](F x, int64_t) {
-            I visible = x > splat(-INF);
-            sum += visible ? x : F{};
-            n += visible ? splat(1.f) : F{};
+            sum += x > splat(-INF) ? x : F{};
             return x;
         });
-        flat = total(sum) / std::max(1.f, total(n));
+        flat = total(sum) / std::max(1.f, n_here);
     }
-    F z{}, c{}, a1{}, a2{}, n{}, u1{}, u2{}, d{}, s{};
+    F z{}, c{}, a1{}, a2{}, finite{}, u1{}, u2{}, d{}, s{};
     F j = __builtin_convertvector(lane_numbers(), F) + splat((float)(f.position - (f.query_position ? f.query_position[r % f.entry_rows % f.queries] : 0)));
     const int64_t sink0 = f.first_sink[entry] - f.position, sink1 = sink0 + f.sinks;
     const bool sinks = sink1 > 0 && sink0 < f.columns;
@@ -126,7 +130,7 @@ inline void fold_row(const sl_fold& f, int64_t r, const uint8_t* seen) {
         F t = x - base, e = exp_negative(t), off = x - flat;
         t = visible ? t - near : F{};
         off = visible ? off : F{};
-        n += visible ? splat(1.f) : F{};
+        finite += visible ? splat(1.f) : F{};
         z += e;
         c += e * e;
         F weighted = e * t;
@@ -145,15 +149,16 @@ inline void fold_row(const sl_fold& f, int64_t r, const uint8_t* seen) {
     const float offset = z_here > 0 ? a / z_here : 0, apart = z_here > 0 ? near + offset - mean : 0;
     f.z[r] = z_all;
     f.var[r] = f.var[r] * fade + std::max(0.f, total(a2) - a * offset) + z_before * share * apart * apart;
-    f.mean[r] = mean + share * apart;
+    f.mean[r] = share < 0.5f ? mean + share * apart : near + offset - (1 - share) * apart;
     f.c[r] = f.c[r] * fade * fade + total(c);
     f.distance[r] = f.distance[r] * fade + total(d);
     f.sink[r] = f.sink[r] * fade + total(s);
-    const float n_here = total(n), n_all = n_before + n_here, n_share = n_all > 0 ? n_here / n_all : 0, u = total(u1);
-    const float flat_apart = n_here > 0 ? u / n_here : 0;
+    const float n_all = n_before + n_here, n_share = n_all > 0 ? n_here / n_all : 0, u = total(u1), flat_offset = n_here > 0 ? u / n_here : 0;
+    const float flat_apart = n_here > 0 ? flat + flat_offset - f.flat_mean[r] : 0;
     f.count[r] = n_all;
-    f.flat_var[r] += std::max(0.f, total(u2) - u * flat_apart) + n_before * n_share * flat_apart * flat_apart;
-    f.flat_mean[r] = flat + n_share * flat_apart;
+    f.flat_var[r] += std::max(0.f, total(u2) - u * flat_offset) + n_before * n_share * flat_apart * flat_apart;
+    if (n_here > 0) f.flat_mean[r] = n_share < 0.5f ? f.flat_mean[r] + n_share * flat_apart : flat + flat_offset - (1 - n_share) * flat_apart;
+    if (total(finite) < n_here) f.flat_mean[r] = -INF, f.flat_var[r] = NAN;  // a visible score of -inf
     if (!(z_all == z_all)) f.m[r] = NAN;
 }
 

@@ -38,7 +38,7 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
         }
         product(keys, lanes, l.width, {k, l.key.row, 1}, packed, SL_QUERIES, scores, SL_QUERIES, nullptr);
         if (adjusts(l)) adjust(l, {b, h, key, keys, first, rows, lanes}, scores, nullptr);
-        const Span at{l.key_position + key, keys, l.query_position + first, lanes};
+        const Span at{l.key_position + key, keys, l.query_position + first, lanes, key};
         const Counted counted{l.first_sink[b], l.sinks};
         const uint8_t* hidden = bits_of(l.blocks, entry);
         if (hidden)
@@ -49,7 +49,7 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
         product(lanes, wide, keys, {scores, 1, SL_QUERIES}, right.data, right.row, average, wide, all.fade);
     }
     for (int64_t r = 0; r < rows; ++r)
-        write_row(l, out, (b * l.heads + h) * l.queries + first + r, all.row(r), average + r * wide);
+        write_row(l, out, (b * l.heads + h) * l.queries + first + r, all.row(r, l.key_position), average + r * wide);
     return all_finite(all.z, SL_QUERIES, 1, SL_QUERIES);
 }
 

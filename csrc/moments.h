@@ -38,16 +38,19 @@ struct Moments {
         return MASKED ? (top == splat(-INF) ? F{} : top) : top;
     }
 
-    RowMoments row(int64_t r) const {
-        return {m[r], z[r], mean[r], var[r], c[r], distance[r], sink[r], count[r], flat_mean[r], flat_var[r], best[r]};
+    // best, a row among the keys, becomes a position.
+    RowMoments row(int64_t r, int64_t key_position) const {
+        return {m[r], z[r], mean[r], var[r], c[r], distance[r], sink[r], count[r], flat_mean[r], flat_var[r],
+                best[r] < 0 ? -1 : best[r] + key_position};
     }
 
-    void merge(int64_t at, const Sums& sum, F near, F mean_before, F flat_before, F sink_here);
+    void merge(int64_t at, const Sums& sum, F near, F mean_before, F flat_near, F flat_before, F sink_here);
 };
 
-// Where a block lies: position of its first key, number of keys, position of the panel's first query, lanes in use.
+// Where a block lies: position of its first key, number of keys, position of the panel's first query, lanes in use, and the
+// row of its first key among the keys.
 struct Span {
-    int64_t key, keys, query, lanes;
+    int64_t key, keys, query, lanes, row;
 };
 
 struct Counted {
@@ -88,7 +91,7 @@ void find_top(float* scores, const uint8_t* bits, Span at, Moments& all) {
                     n[g] += seen ? splat(1.f) : F{};
                     store(s + g * LANES, x = seen ? x : splat(-INF));
                 }
-                if (STATISTICS) best[g] = x > m[g] ? splat((int32_t)(at.key + j)) : best[g];
+                if (STATISTICS) best[g] = x > m[g] ? splat((int32_t)(at.row + j)) : best[g];
                 m[g] = max(x, m[g]);
             }
         }
@@ -114,7 +117,7 @@ void weigh(float* scores, Span at, Moments& all) {
             float* s = scores + j * SL_QUERIES + lane;
 #pragma GCC unroll 4
             for (int g = 0; g < TOP_GROUP; ++g) {
-                F e = exp_negative<MASKED>(load(s + g * LANES) - m[g]);
+                F e = exp_negative(load(s + g * LANES) - m[g]);
                 store(s + g * LANES, e);
                 z[g] += e;
             }
@@ -160,7 +163,7 @@ template <bool MASKED, Side SIDE>
 void weigh_and_measure(float* scores, Span at, Counted counted, Moments& all) {
     constexpr int GROUP = WEIGHT_GROUP;
     for (int64_t lane = 0; lane < at.lanes; lane += GROUP * LANES) {
-        F m[GROUP], mean_before[GROUP], near[GROUP], flat_mean[GROUP], sink[GROUP] = {};
+        F m[GROUP], mean_before[GROUP], near[GROUP], flat_mean[GROUP], flat_before[GROUP], sink[GROUP] = {};
         F i[GROUP];  // the query's position, counted from the block's first key
         Sums sums[GROUP];
         for (int g = 0; g < GROUP; ++g) {
@@ -172,7 +175,10 @@ void weigh_and_measure(float* scores, Span at, Counted counted, Moments& all) {
             mean_before[g] = before > F{} ? load(all.mean + of) + load(all.moved + of) : F{};
             near[g] = before > F{} ? mean_before[g] * (before / (before + 1.f)) : F{};
             flat_mean[g] = load(all.flat_mean + of);
-            if (any(n_before == F{})) flat_mean[g] = n_before > F{} ? flat_mean[g] : middle<MASKED>(scores + of, at.keys, load(all.seen + of));
+            flat_before[g] = flat_mean[g];
+            // A block with more keys than all before it has its own middle: squares from elsewhere could cancel.
+            F n_here = load(all.seen + of);
+            if (any(n_before < n_here)) flat_mean[g] = n_before < n_here ? middle<MASKED>(scores + of, at.keys, n_here) : flat_mean[g];
             for (int l = 0; l < LANES; ++l) i[g][l] = (float)(at.query - at.key + of + l);
         }
         for (int64_t j = 0; j < at.keys; ++j) {
@@ -181,7 +187,7 @@ void weigh_and_measure(float* scores, Span at, Counted counted, Moments& all) {
 #pragma GCC unroll 4
             for (int g = 0; g < GROUP; ++g) {
                 Sums& sum = sums[g];
-                F x = load(s + g * LANES), t = x - m[g], e = exp_negative<MASKED>(t), off = x - flat_mean[g];
+                F x = load(s + g * LANES), t = x - m[g], e = exp_negative(t), off = x - flat_mean[g];
                 t -= near[g];
                 if (MASKED) {
                     I seen = x > splat(-INF);
@@ -204,27 +210,33 @@ void weigh_and_measure(float* scores, Span at, Counted counted, Moments& all) {
         for (int g = 0; g < GROUP; ++g) {
             if (SIDE == Side::BEFORE) sums[g].d += sums[g].z * (i[g] - (float)(at.keys - 1));
             if (SIDE == Side::AFTER) sums[g].d += sums[g].z * -i[g];
-            all.merge(lane + g * LANES, sums[g], near[g], mean_before[g], flat_mean[g], sink[g]);
+            all.merge(lane + g * LANES, sums[g], near[g], mean_before[g], flat_mean[g], flat_before[g], sink[g]);
         }
     }
 }
 
+// The mean of two parts, the second with this share; counted from the heavier one, so that a negligible one costs no digits.
+inline F between(F first, F second, F share) {
+    const F apart = second - first;
+    return share < splat(0.5f) ? first + share * apart : second - (1.f - share) * apart;
+}
+
 // A block's own mean (counted from `near`) and variance, and the way between the two means.
-inline void Moments::merge(int64_t at, const Sums& sum, F near, F mean_before, F flat_before, F sink_here) {
+inline void Moments::merge(int64_t at, const Sums& sum, F near, F mean_before, F flat_near, F flat_before, F sink_here) {
     const F faded = load(fade + at), one = splat(1.f);
     const F z_before = load(z + at) * faded, z_all = z_before + sum.z, share = sum.z / (z_all > F{} ? z_all : one);
     const F offset = sum.a1 / (sum.z > F{} ? sum.z : one), apart = sum.z > F{} ? near + offset - mean_before : F{};
     store(z + at, z_all);
     store(var + at, load(var + at) * faded + max(F{}, sum.a2 - sum.a1 * offset) + z_before * share * apart * apart);
-    store(mean + at, mean_before + share * apart);
+    store(mean + at, between(mean_before, near + offset, share));
     store(c + at, load(c + at) * (faded * faded) + sum.c);
     store(distance + at, load(distance + at) * faded + sum.d);
     store(sink + at, load(sink + at) * faded + sink_here);
     const F n_before = load(count + at), n = load(seen + at), n_all = n_before + n, n_share = n / (n_all > F{} ? n_all : one);
-    const F flat_apart = sum.u1 / (n > F{} ? n : one);
+    const F flat_here = flat_near + sum.u1 / (n > F{} ? n : one), flat_apart = n > F{} ? flat_here - flat_before : F{};
     store(count + at, n_all);
-    store(flat_var + at, load(flat_var + at) + max(F{}, sum.u2 - sum.u1 * flat_apart) + n_before * n_share * flat_apart * flat_apart);
-    store(flat_mean + at, flat_before + n_share * flat_apart);
+    store(flat_var + at, load(flat_var + at) + max(F{}, sum.u2 - sum.u1 * (sum.u1 / (n > F{} ? n : one))) + n_before * n_share * flat_apart * flat_apart);
+    store(flat_mean + at, n > F{} ? between(flat_before, flat_here, n_share) : flat_before);
 }
 
 // One block: MASKED where `bits` hide some pairs.

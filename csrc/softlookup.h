@@ -47,7 +47,7 @@ struct sl_lookup {
     const int64_t* query_positions;        // sl_decode: (L,) of each
     const int64_t* first_sink;             // (B,) position of the first of the `sinks` keys that sink_mass counts
     int64_t sinks;
-    int32_t statistics;                    // 0: average, max_logit and log_z only
+    int32_t statistics;                    // 0: average, max_logit, log_z and visible only
     int32_t threads;
 };
 
@@ -58,7 +58,7 @@ struct sl_summary {
     int64_t *visible, *argmax;
 };
 
-// 0, or 1 where something that is not finite was met: the result is then not to be used.
+// 0; 1 where something that is not finite was met, 2 where memory ran out: the result is then not to be used.
 SL_PUBLIC int32_t sl_forward(const sl_lookup* lookup, const sl_summary* out);
 
 // The way back. Coefficients are those of docs/semantics.md, (B, H, L) each or null where 0, with what p = e^t / Z multiplies

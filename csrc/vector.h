@@ -18,6 +18,7 @@ constexpr int LANES = 4;
 
 typedef float F __attribute__((vector_size(LANES * 4)));
 typedef int32_t I __attribute__((vector_size(LANES * 4)));
+typedef uint32_t U __attribute__((vector_size(LANES * 4)));
 
 constexpr float INF = std::numeric_limits<float>::infinity();
 
@@ -54,12 +55,10 @@ inline bool any(I x) {
     return some;
 }
 
-// e^t for t <= 0, NaN for NaN; below -87 either exactly 0 (EXACT: hidden scores are -inf) or e^-87, an instruction less. 2^n by the exponent's bits, where n is t log2(e) rounded by
+// e^t for t <= 0, NaN for NaN; exactly 0 below -87 (hidden scores are -inf). 2^n by the exponent's bits, where n is t log2(e) rounded by
 // adding a number whose unit in the last place is 1; 2^f for the rest by a polynomial, with a relative error of 1e-7 (fitted).
-template <bool EXACT = true>
 inline F exp_negative(F t) {
     const float log2e = 1.44269504f, round = 12582912.f;
-    if (!EXACT) t = max(splat(-87.f), t);
     F shifted = t * log2e + round;
     F f = t * log2e - (shifted - round);
     F p = f * 1.326472721e-3f + 9.671512812e-3f;
@@ -67,8 +66,8 @@ inline F exp_negative(F t) {
     p = p * f + 2.402224208e-1f;
     p = p * f + 6.931469776e-1f;
     p = p * f + 1.0f;
-    F e = (F)((I)p + ((I)shifted << 23));
-    return EXACT ? (t < splat(-87.f) ? F{} : e) : e;
+    F power = (F)(((U)shifted << 23) + 0x3f800000u);
+    return t < splat(-87.f) ? F{} : p * power;
 }
 
 // tanh: an odd polynomial near 0 (fitted, relative error 1e-8 before rounding), else by the exponential.

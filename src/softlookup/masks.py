@@ -256,7 +256,7 @@ class Everything(Mask):
     """Every key is visible: what `mask=None` means."""
 
     def key(self) -> Hashable:
-        return "everything"
+        return (type(self),)
 
     def relative(self) -> bool:
         return True
@@ -272,7 +272,7 @@ class Causal(Mask):
     """A query sees keys at its own position and before: j <= i. Right-aligned where L != S."""
 
     def key(self) -> Hashable:
-        return "causal"
+        return (type(self),)
 
     def relative(self) -> bool:
         return True
@@ -301,7 +301,7 @@ class Window(Mask):
         self.width = int(width)
 
     def key(self) -> Hashable:
-        return "window", self.width
+        return type(self), self.width
 
     def relative(self) -> bool:
         return True
@@ -329,7 +329,7 @@ class Dilated(Mask):
         self.rate = int(rate)
 
     def key(self) -> Hashable:
-        return "dilated", self.rate
+        return type(self), self.rate
 
     def relative(self) -> bool:
         return True

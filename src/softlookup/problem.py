@@ -276,6 +276,7 @@ def build(
     if not score.hands_on() or isinstance(scale, Tensor):
         (clean_query, bad_query), (clean_key, bad_key) = scrub(query), scrub(key)
     form = score.lower(clean_query, clean_key)
+    check_form(form, score, batch, heads, length, keys)
     form, shift = settle(form, scale, score, heads)
     if value is None:
         value = form.key.new_zeros((batch, form.key.shape[1], keys, 1), dtype=query.dtype)
@@ -300,6 +301,19 @@ def build(
     if bad_query is not None or bad_key is not None:
         problem = replace(problem, form=soil(problem.form, bad_query, bad_key))
     return problem, shift, shapes
+
+
+def check_form(form: Form, score: Score, batch: int, heads: int, length: int, keys: int) -> None:
+    """Raise unless what a score was lowered to has the shapes that engines count on."""
+    query, key = tuple(form.query.shape), tuple(form.key.shape)
+    good = query[:3] == (batch, heads, length) and (key[0], key[2]) == (batch, keys) and heads % key[1] == 0
+    name = type(score).__name__
+    if not good or (isinstance(form, Product) and query[3] != key[3]):
+        want = f"query ({batch}, {heads}, {length}, E) and key ({batch}, Hkv, {keys}, E)"
+        raise SoftlookupError(f"{name}.lower: expected {want}, got {query} and {key}")
+    bias = form.key_bias if isinstance(form, Product) else None
+    if bias is not None and tuple(bias.shape) != (batch, heads, keys):
+        raise SoftlookupError(f"{name}.lower: expected key_bias of shape {(batch, heads, keys)}, got {tuple(bias.shape)}")
 
 
 def scrub(x: Tensor) -> tuple[Tensor, Tensor | None]:

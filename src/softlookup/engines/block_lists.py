@@ -170,7 +170,8 @@ class _Walk:
             return -1
         if not seen.any():
             return None
-        self.bits.append(_packed(seen.reshape(seen.shape[-2:]), region))
+        size = region.row1 - region.row0, region.j1 - region.j0
+        self.bits.append(_packed(seen[(None,) * (4 - seen.ndim)][0, 0].expand(size), region))
         return len(self.bits) - 1
 
 

@@ -36,7 +36,7 @@ class FusedMoments:
         self.argmax = torch.full(self.shape, -1, dtype=torch.int64) if "argmax" in problem.needs else None
         self.positions = at.i.contiguous()
         first = torch.as_tensor(problem.first_key).expand(problem.query.shape[0])[at.b0 : at.b1]
-        self.first_sink = first.repeat_interleave(at.g1 - at.g0).to(torch.int64).contiguous()
+        self.first_sink = first.cpu().repeat_interleave(at.g1 - at.g0).to(torch.int64).contiguous()
         self.struct = library.Fold(
             rows=at.entries * rows,
             entry_rows=rows,

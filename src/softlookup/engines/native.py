@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ name = "native"
 WIDEST = 512
 FEW = 16
 """Up to this many queries the kernels read keys once for all of them, instead of filling a panel of queries."""
+MOST_PARTS = 2**23
+"""Numbers in the query gradients of all parts of the keys together."""
+
 _ALWAYS = ("average", "max_logit", "log_z", "visible")
 
 
@@ -37,6 +41,8 @@ def refusal(problem: Problem) -> str | None:
         return "it scores by products of queries and keys only"
     if not isinstance(form.pointwise, SoftCap | None):
         return f"it has no {type(form.pointwise).__name__} of the scores"
+    if any(not isinstance(x, DenseBias) and x.by_offset(torch.zeros(1, dtype=torch.int64)) is None for x in problem.biases):
+        return "it adds biases by tensor or by i - j only"
     if torch.is_grad_enabled() and any(isinstance(x, DenseBias) and x.tensor.requires_grad for x in problem.biases):
         return "it has no gradient of a dense bias"
     if problem.dropout is not None:
@@ -52,15 +58,17 @@ def refusal(problem: Problem) -> str | None:
 
 def run(problem: Problem) -> Summary:
     """The summary of every query, shapes (B, H, L)."""
-    return summarize(problem, forward, backward)
+    return summarize(problem, forward, backward, partial(forward, few=problem.query.shape[2] <= FEW))
 
 
-def forward(problem: Problem) -> Readings:
-    """`average` and what `problem.needs` asks for; inputs that are not finite are left to the streaming engine's care."""
+def forward(problem: Problem, few: bool = False) -> Readings:
+    """`average` and what `problem.needs` asks for; inputs that are not finite are left to the streaming engine's care.
+
+    few: by the kernels for few queries, whose scores round otherwise than those that the backward computes again.
+    """
     native, _ = library.load()
     assert native is not None
     batch, heads, length, _ = problem.query.shape
-    few = length <= FEW
     lookup, kept = _described(problem, few)
     wanted = library.READINGS if problem.needs else _ALWAYS
     read: Readings = {}
@@ -69,7 +77,7 @@ def forward(problem: Problem) -> Readings:
         shape = (batch, heads, length, *([problem.value.shape[-1]] if reading == "average" else []))
         read[reading] = torch.empty(shape, dtype=dtype)
     out = library.Summary(*(read[x].data_ptr() if x in read else None for x in library.READINGS))
-    if (native.sl_decode if few else native.sl_forward)(ctypes.byref(lookup), ctypes.byref(out)):
+    if not _done((native.sl_decode if few else native.sl_forward)(ctypes.byref(lookup), ctypes.byref(out))):
         return streaming.forward(problem)
     del kept
     return read
@@ -96,7 +104,7 @@ def backward(problem: Problem, read: Readings, grads: Readings) -> list[Tensor]:
     tensors, parts = problem.tensors(), _parts(problem)
     first_bias = len(tensors) - len(problem.biases)  # query, key, value, perhaps a bias of the keys, then the other biases
     into = [torch.zeros_like(t, dtype=torch.float32, memory_format=torch.contiguous_format) for t in tensors[:first_bias]]
-    query = into[0] if parts == 1 else into[0].new_zeros((parts, *into[0].shape))
+    query = into[0] if parts == 1 else into[0].new_empty((parts, *into[0].shape))
     out = library.Gradients(query.data_ptr(), into[1].data_ptr(), into[2].data_ptr(), parts=parts)
     if first_bias > 3:
         out.key_bias = into[3].data_ptr()
@@ -105,7 +113,7 @@ def backward(problem: Problem, read: Readings, grads: Readings) -> list[Tensor]:
     if any(bias.tensor.requires_grad for bias in problem.biases):
         relative = query.new_zeros((parts, batch, heads, length + problem.key.shape[2] - 1))
         out.relative = relative.data_ptr()
-    if native.sl_backward(ctypes.byref(lookup), ctypes.byref(upstream), ctypes.byref(out)):
+    if not _done(native.sl_backward(ctypes.byref(lookup), ctypes.byref(upstream), ctypes.byref(out))):
         return streaming.backward(problem, read, grads)
     del kept
     if parts > 1:
@@ -113,6 +121,13 @@ def backward(problem: Problem, read: Readings, grads: Readings) -> list[Tensor]:
     if first_bias > 3 and _folds(problem):
         into[3] /= problem.temperature
     return into + _bias_gradients(problem, None if relative is None else relative.sum((0, 1)))
+
+
+def _done(result: int) -> bool:
+    """False where something was not finite."""
+    if result == 2:
+        raise MemoryError("softlookup: not enough memory for the native engine's buffers")
+    return result == 0
 
 
 def _bias_gradients(problem: Problem, by_offset: Tensor | None) -> list[Tensor]:
@@ -159,6 +174,8 @@ def _biases(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
         tensor = bias.tensor.detach()
         if hidden(tensor.amin()):
             tensor = tensor.masked_fill(hidden(tensor), 0.0)
+        if tensor.shape[-1] > 1:  # a column for every key of the whole
+            tensor = tensor.narrow(-1, problem.place.key_offset, problem.key.shape[2])
         tensor = tensor.to(torch.float32)
         dense = tensor if dense is None else dense + tensor
     if dense is not None:
@@ -178,7 +195,8 @@ def _parts(problem: Problem) -> int:
     threads, tasks = torch.get_num_threads(), problem.key.shape[0] * problem.key.shape[1]
     if tasks % threads == 0 or tasks >= 4 * threads:
         return 1
-    return min(-(-2 * threads // tasks), -(-problem.key.shape[2] // library.KEYS))
+    affordable = max(1, MOST_PARTS // problem.query.numel())
+    return min(-(-2 * threads // tasks), -(-problem.key.shape[2] // library.KEYS), affordable)
 
 
 def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[object, ...]]:
@@ -190,7 +208,7 @@ def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[objec
     fold = temperature if _folds(problem) else 1.0
     bias = None if form.key_bias is None else (form.key_bias / fold).to(torch.float32).contiguous()
     relative, dense = _biases(problem)
-    first = torch.as_tensor(problem.first_key).to(torch.int64).expand(batch).contiguous()
+    first = torch.as_tensor(problem.first_key).to("cpu", torch.int64).expand(batch).contiguous()
     lookup = library.Lookup(
         batch=batch,
         heads=heads,

@@ -27,15 +27,18 @@ def summarize(
     problem: Problem,
     forward: Callable[[Problem], Readings],
     backward: Callable[[Problem, Readings, Readings], list[Tensor]],
+    inference: Callable[[Problem], Readings] | None = None,
 ) -> Summary:
-    """The summary that `forward` computes, with gradients by `backward` (problem, readings, gradients of the readings)."""
+    """The summary that `forward` computes, with gradients by `backward` (problem, readings, gradients of the readings).
+
+    inference: used instead of `forward` where no gradient is wanted."""
     tensors = problem.tensors()
     fields: dict[str, Any]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         outputs = _Lookup.apply(problem, forward, backward, *tensors)
         fields = dict(zip([*DIFFERENTIABLE, *PLAIN], outputs, strict=True))
     else:
-        fields = _asked_for(problem, forward(problem))
+        fields = _asked_for(problem, (inference or forward)(problem))
     return Summary(**fields, hard=problem.hard)
 
 
