@@ -127,3 +127,19 @@ def test_any_nan_of_ones_own_score_reaches_the_output(bits):
     assert y.isnan().any(-1).nonzero()[:, 2].tolist() == [5]
     assert stats.logsumexp.isnan().nonzero()[:, 2].tolist() == [5]
     assert stats.visible.unique().tolist() == [20]
+
+
+@pytest.mark.parametrize("queries", [5, 40])
+@pytest.mark.parametrize("value", [-torch.inf, torch.nan])
+def test_a_bias_that_is_not_finite_is_left_to_the_streaming_engine(value, queries):
+    """In float64, -1e39 is a visible bias; in float32 it would be -inf."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 1, queries, 4), *(torch.randn(1, 1, 50, 4) for _ in range(2))
+    bias = torch.zeros(queries, 50, dtype=torch.float64)
+    bias[3, 7] = -1e39 if value < 0 else value
+    for names in (["visible"], True):
+        y, stats = sl.attend(q, k, v, bias=bias, stats=names)
+        with sl.engine("reference"):
+            want, want_stats = sl.attend(q, k, v, bias=bias, stats=names)
+        torch.testing.assert_close(y, want, equal_nan=True)
+        assert torch.equal(stats.visible, want_stats.visible)

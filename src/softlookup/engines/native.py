@@ -69,7 +69,10 @@ def forward(problem: Problem, few: bool = False) -> Readings:
     native, _ = library.load()
     assert native is not None
     batch, heads, length, _ = problem.query.shape
-    lookup, kept = _described(problem, few)
+    described = _described(problem, few)
+    if described is None:
+        return streaming.forward(problem)
+    lookup, kept = described
     wanted = library.READINGS if problem.needs else _ALWAYS
     read: Readings = {}
     for reading in wanted:
@@ -87,7 +90,10 @@ def backward(problem: Problem, read: Readings, grads: Readings) -> list[Tensor]:
     """Gradients of query, key, value (and key bias) from those of the readings."""
     native, _ = library.load()
     assert native is not None
-    lookup, kept = _described(problem, few=False)
+    described = _described(problem, few=False)
+    if described is None:
+        return streaming.backward(problem, read, grads)
+    lookup, kept = described
     rows = streaming.coefficients(read, grads)
     share = streaming.inverse_z(rows.log_z)
     planes = {"max_logit": read["max_logit"], "inverse_z": share, "c0": rows.c0 * share}
@@ -199,8 +205,8 @@ def _parts(problem: Problem) -> int:
     return min(-(-2 * threads // tasks), -(-problem.key.shape[2] // library.KEYS), affordable)
 
 
-def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[object, ...]]:
-    """The problem as the kernels take it, and what must live as long as that."""
+def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[object, ...]] | None:
+    """The problem as the kernels take it, and what must live as long as that; None where a bias is not finite."""
     form, temperature = problem.form, problem.temperature
     assert isinstance(form, Product) and isinstance(temperature, (int, float)) and isinstance(problem.place.queries, int)
     query, key, value = (_readable(x) for x in (form.query, form.key, problem.value))
@@ -208,6 +214,8 @@ def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[objec
     fold = temperature if _folds(problem) else 1.0
     bias = None if form.key_bias is None else (form.key_bias / fold).to(torch.float32).contiguous()
     relative, dense = _biases(problem)
+    if any(x is not None and not bool(x.isfinite().all()) for x in (bias, relative, dense)):
+        return None
     first = torch.as_tensor(problem.first_key).to("cpu", torch.int64).expand(batch).contiguous()
     lookup = library.Lookup(
         batch=batch,
