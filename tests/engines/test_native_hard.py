@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import softlookup as sl
+from softlookup.engines import library
 
 
 def column(values: dict[int, float], n: int, rest: float | None) -> torch.Tensor:
@@ -29,6 +30,8 @@ HARD = {
 @pytest.mark.parametrize("queries", [1, 40])
 @pytest.mark.parametrize("name", HARD)
 def test_variances_do_not_cancel(name, queries, engine):
+    if engine == "native" and library.load()[0] is None:
+        pytest.skip(library.load()[1])
     torch.manual_seed(0)
     make, mask = HARD[name]
     key = make()
