@@ -13,10 +13,8 @@ struct Block {
 
 inline bool adjusts(const sl_lookup& l) { return l.key_bias || l.softcap != 0 || l.relative || l.dense || l.inverse_temperature != 1; }
 
-// Where the relative biases of key j begin, for the block's first query and onwards.
-inline const float* relative_from(const sl_lookup& l, const Block& at, int64_t j) {
-    return l.relative + at.h * l.relative_head + at.first - (at.key + j) + l.keys - 1;
-}
+// Where in a head's table of relative biases key j begins, for the block's first query and onwards.
+inline int64_t relative_from(const sl_lookup& l, const Block& at, int64_t j) { return at.first - (at.key + j) + l.keys - 1; }
 
 // scores in place; slopes, unless null, become the derivative of the final score by the product.
 inline void adjust(const sl_lookup& l, const Block& at, float* scores, float* slopes) {
@@ -25,7 +23,7 @@ inline void adjust(const sl_lookup& l, const Block& at, float* scores, float* sl
     const float tau = l.inverse_temperature, cap = l.softcap, inverse_cap = cap != 0 ? 1 / cap : 0;
     for (int64_t j = 0; j < at.keys; ++j) {
         float* row = scores + j * SL_QUERIES;
-        const float* near = l.relative ? relative_from(l, at, j) : nullptr;
+        const float* near = l.relative ? l.relative + at.h * l.relative_head + relative_from(l, at, j) : nullptr;
         for (int64_t r = 0; r < at.lanes; r += LANES) {
             F x = load(row + r);
             if (key_bias) x += key_bias[j];
@@ -59,7 +57,7 @@ inline void unadjust(const sl_lookup& l, const Block& at, float* ds, const float
     for (int64_t j = 0; j < at.keys; ++j) {
         float* row = ds + j * SL_QUERIES;
         if (relative) {
-            float* near = relative + at.first - (at.key + j) + l.keys - 1;
+            float* near = relative + relative_from(l, at, j);
             for (int64_t r = 0; r < at.rows; ++r) near[r] += row[r] * l.inverse_temperature;
         }
         for (int64_t r = 0; r < at.lanes; r += LANES)

@@ -81,7 +81,7 @@ inline bool pack_head(const sl_lookup& l, const sl_upstream& up, int64_t b, int6
     std::memset(upstream_columns, 0, panels * l.value_width * SL_QUERIES * sizeof(float));
     std::memset(upstream, 0, l.queries * wide * sizeof(float));
     for (int64_t panel = 0; panel < panels; ++panel) {
-        const int64_t first = panel * SL_QUERIES, rows = l.queries - first < SL_QUERIES ? l.queries - first : SL_QUERIES;
+        const int64_t first = panel * SL_QUERIES, rows = rows_of(l, first);
         pack_queries(l, b, h, first, rows, columns + panel * l.width * SL_QUERIES);
         for (int64_t r = 0; up.average.data && r < rows; ++r) {
             const float *g = row_of(up.average, b, h, first + r), inverse = up.inverse_z[base + first + r];
@@ -122,7 +122,7 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
         if (!pack_head(l, up, b, h, panels, of_head, head)) return false;
         const int64_t base = (b * l.heads + h) * l.queries, lists = (int64_t)l.blocks.pattern[b * l.heads + h] * panels;
         for (int64_t panel = 0; panel < panels; ++panel) {
-            const int64_t first = panel * SL_QUERIES, rows = l.queries - first < SL_QUERIES ? l.queries - first : SL_QUERIES;
+            const int64_t first = panel * SL_QUERIES, rows = rows_of(l, first);
             coefficients[panel].read(up, base + first, rows);
             if (!coefficients[panel].finite()) return false;
             cursor[panel] = l.blocks.start[lists + panel];
@@ -144,7 +144,7 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                     std::memset(dv, 0, SL_KEYS * value_wide * sizeof(float));
                     fresh = false;
                 }
-                const int64_t first = panel * SL_QUERIES, rows = l.queries - first < SL_QUERIES ? l.queries - first : SL_QUERIES;
+                const int64_t first = panel * SL_QUERIES, rows = rows_of(l, first);
                 const int64_t lanes = lanes_of(rows);
                 product(keys, lanes, l.width, {k, l.key.row, 1}, head.columns + panel * l.width * SL_QUERIES,
                                                  SL_QUERIES, scores, SL_QUERIES, nullptr);

@@ -14,7 +14,7 @@ namespace SL_ISA {
 // finite, shared by all panels.
 inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, int64_t h, int64_t panel, int64_t panels,
                           std::atomic<uint8_t>* checked) {
-    const int64_t first = panel * SL_QUERIES, rows = l.queries - first < SL_QUERIES ? l.queries - first : SL_QUERIES;
+    const int64_t first = panel * SL_QUERIES, rows = rows_of(l, first);
     const int64_t g = h / (l.heads / l.kv_heads), wide = padded(l.value_width), lanes = lanes_of(rows);
     Scratch scratch;
     float* packed = scratch.floats(l.width * SL_QUERIES);

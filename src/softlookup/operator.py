@@ -39,7 +39,7 @@ _forced: ContextVar[str | None] = ContextVar("softlookup_engine", default=None)
 
 @contextmanager
 def engine(name: str) -> Iterator[None]:
-    """Run everything inside the `with` block on the named engine: "streaming" or "reference" (materialized, the oracle)."""
+    """Run everything inside the `with` block on the named engine: "native", "streaming" or "reference" (the oracle)."""
     known = [each.name for each in ENGINES]
     if name not in known:
         raise SoftlookupError(f"engine: expected one of {', '.join(known)}, got {name!r}")

@@ -15,7 +15,7 @@ from ..scores import Product, SoftCap
 from ..summary import Summary
 from . import library, streaming
 from .block_lists import all_pairs, block_lists
-from .node import Readings, summarize
+from .node import ALWAYS, Readings, summarize
 
 name = "native"
 WIDEST = 512
@@ -24,7 +24,6 @@ FEW = 16
 MOST_PARTS = 2**23
 """Numbers in the query gradients of all parts of the keys together."""
 
-_ALWAYS = ("average", "max_logit", "log_z", "visible")
 
 
 def refusal(problem: Problem) -> str | None:
@@ -73,7 +72,7 @@ def forward(problem: Problem, few: bool = False) -> Readings:
     if described is None:
         return streaming.forward(problem)
     lookup, kept = described
-    wanted = library.READINGS if problem.needs else _ALWAYS
+    wanted = library.READINGS if problem.needs else ALWAYS
     read: Readings = {}
     for reading in wanted:
         dtype = torch.int64 if reading in ("visible", "argmax") else torch.float32

@@ -19,7 +19,7 @@ DIFFERENTIABLE = (
     "average log_z excess entropy expected_logit_var collision logit_mean logit_var sink_mass distance".split()
 )
 PLAIN = ["max_logit", "visible", "argmax"]
-_ALWAYS = ("average", "log_z", "max_logit", "visible")
+ALWAYS = ("average", "log_z", "max_logit", "visible")
 _NOT_USED_BACKWARD = ("argmax", "logit_var", "entropy")
 
 
@@ -43,7 +43,7 @@ def summarize(
 
 
 def _asked_for(problem: Problem, read: Readings) -> Readings:
-    return {name: x for name, x in read.items() if name in _ALWAYS or name in problem.needs}
+    return {name: x for name, x in read.items() if name in ALWAYS or name in problem.needs}
 
 
 class _Lookup(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """The streaming engine: blocks in plain torch, forward and backward of its own, memory O(n), any device, any score.
 
-The forward keeps running moments per query (`moments.py`). The backward computes each block of scores again and needs
+The forward keeps running moments per query (`moments.py`; on a CPU in single precision `fused_moments.py`, compiled).
+The backward computes each block of scores again and needs
 only a few scalars per query for all statistics together: with t = s - m, e = E_p[t], V = Var_p(s), C = sum p^2,
 
     ds = p (dP - delta + c0 + c1 t + c2 t^2 + c3 p) + c4 + c5 t          (c4, c5 on visible keys only)
