@@ -121,13 +121,37 @@ def describe(thing: object) -> str:
     return type(thing).__name__
 
 
-def _key(kind: str, *parts: Mask) -> Hashable:
-    keys = tuple(part.key() for part in parts)
-    return None if None in keys else (kind, *keys)
+class _Combined(Mask):
+    """A mask made of other masks, its fields; what it is asked it asks them."""
+
+    @property
+    def parts(self) -> tuple[Mask, ...]:
+        return tuple(vars(self).values())
+
+    def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
+        for part in self.parts:
+            part.check(batch, heads, queries, keys)
+
+    def key(self) -> Hashable:
+        keys = tuple(part.key() for part in self.parts)
+        return None if None in keys else (type(self), *keys)
+
+    def relative(self) -> bool:
+        return all(part.relative() for part in self.parts)
+
+    def differs_in_batch(self) -> bool:
+        return any(part.differs_in_batch() for part in self.parts)
+
+    def at_rows(self, rows: Tensor) -> Mask:
+        return type(self)(*(part.at_rows(rows) for part in self.parts))
+
+    def at_heads(self, heads: Tensor) -> Mask | None:
+        parts = [part.at_heads(heads) for part in self.parts]
+        return None if None in parts else type(self)(*parts)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class And(Mask):
+class And(_Combined):
     a: Mask
     b: Mask
 
@@ -148,35 +172,15 @@ class And(Mask):
         (a0, a1), (b0, b1) = self.a.span(i0, i1), self.b.span(i0, i1)
         return max(a0, b0), min(a1, b1)
 
-    def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
-        self.a.check(batch, heads, queries, keys)
-        self.b.check(batch, heads, queries, keys)
-
     def first_key(self) -> int | Tensor:
         a, b = self.a.first_key(), self.b.first_key()
         if isinstance(a, int) and isinstance(b, int):
             return max(a, b)
         return torch.maximum(torch.as_tensor(a), torch.as_tensor(b))
 
-    def key(self) -> Hashable:
-        return _key("and", self.a, self.b)
-
-    def relative(self) -> bool:
-        return self.a.relative() and self.b.relative()
-
-    def differs_in_batch(self) -> bool:
-        return self.a.differs_in_batch() or self.b.differs_in_batch()
-
-    def at_rows(self, rows: Tensor) -> Mask:
-        return And(self.a.at_rows(rows), self.b.at_rows(rows))
-
-    def at_heads(self, heads: Tensor) -> Mask | None:
-        a, b = self.a.at_heads(heads), self.b.at_heads(heads)
-        return None if a is None or b is None else And(a, b)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Or(Mask):
+class Or(_Combined):
     a: Mask
     b: Mask
 
@@ -197,29 +201,9 @@ class Or(Mask):
         (a0, a1), (b0, b1) = self.a.span(i0, i1), self.b.span(i0, i1)
         return min(a0, b0), max(a1, b1)
 
-    def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
-        self.a.check(batch, heads, queries, keys)
-        self.b.check(batch, heads, queries, keys)
-
-    def key(self) -> Hashable:
-        return _key("or", self.a, self.b)
-
-    def relative(self) -> bool:
-        return self.a.relative() and self.b.relative()
-
-    def differs_in_batch(self) -> bool:
-        return self.a.differs_in_batch() or self.b.differs_in_batch()
-
-    def at_rows(self, rows: Tensor) -> Mask:
-        return Or(self.a.at_rows(rows), self.b.at_rows(rows))
-
-    def at_heads(self, heads: Tensor) -> Mask | None:
-        a, b = self.a.at_heads(heads), self.b.at_heads(heads)
-        return None if a is None or b is None else Or(a, b)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Not(Mask):
+class Not(_Combined):
     a: Mask
 
     def __repr__(self) -> str:
@@ -231,25 +215,6 @@ class Not(Mask):
     def cover(self, region: Region) -> Cover:
         cover = self.a.cover(region)
         return {Cover.EMPTY: Cover.FULL, Cover.FULL: Cover.EMPTY}.get(cover, Cover.PARTIAL)
-
-    def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
-        self.a.check(batch, heads, queries, keys)
-
-    def key(self) -> Hashable:
-        return _key("not", self.a)
-
-    def relative(self) -> bool:
-        return self.a.relative()
-
-    def differs_in_batch(self) -> bool:
-        return self.a.differs_in_batch()
-
-    def at_rows(self, rows: Tensor) -> Mask:
-        return Not(self.a.at_rows(rows))
-
-    def at_heads(self, heads: Tensor) -> Mask | None:
-        a = self.a.at_heads(heads)
-        return None if a is None else Not(a)
 
 
 class Everything(Mask):
