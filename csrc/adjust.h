@@ -1,4 +1,4 @@
-// From products to final scores, for a block of transposed scores: what is added and mapped between the two, and the way back.
+// From what queries and keys give to final scores, for a block of transposed scores: what maps them and is added, and the way back.
 #pragma once
 
 #include "softlookup.h"
@@ -11,67 +11,92 @@ struct Block {
     int64_t b, h, key, keys, first, rows, lanes;
 };
 
-inline bool adjusts(const sl_lookup& l) { return l.key_bias || l.softcap != 0 || l.relative || l.dense || l.inverse_temperature != 1; }
+inline bool adjusts(const sl_lookup& l) {
+    return l.key_bias || l.map != SL_IDENTITY || l.relative || l.dense || l.inverse_temperature != 1 || l.inverse_temperatures;
+}
+
+// phi(x); slope becomes phi'(x).
+inline F mapped(const sl_lookup& l, F x, F& slope) {
+    if (l.map == SL_SOFTCAP) {
+        const F t = tanh(x * (1 / l.softcap));
+        slope = 1.f - t * t;
+        return t * l.softcap;
+    }
+    // arccosh(1 + z/2) = 2 arsinh(sqrt(z)/2), which keeps its digits near z = 0; there its slope is unbounded, and taken as 0.
+    const F z = x * -2.f - 2.f, quarter = z * 0.25f, root = sqrt(max(quarter, F{}));
+    slope = z > F{} ? 1.f / sqrt(max(z * (quarter + 1.f), splat(1e-37f))) : F{};
+    return z > F{} ? -2.f * log1p(root + quarter / (1.f + sqrt(1.f + max(quarter, F{})))) : F{};
+}
 
 // Where in a head's table of relative biases key j begins, for the block's first query and onwards.
 inline int64_t relative_from(const sl_lookup& l, const Block& at, int64_t j) { return at.first - (at.key + j) + l.keys - 1; }
 
-// scores in place; slopes, unless null, become the derivative of the final score by the product.
+// Up to LANES numbers, `stride` apart; zeros beyond `count`.
+inline F gather(const float* from, int64_t stride, int64_t count) {
+    if (stride == 1 && count >= LANES) return load(from);
+    F x{};
+    for (int n = 0; n < LANES && n < count; ++n) x[n] = from[n * stride];
+    return x;
+}
+
+// 1 / temperature of the queries from `r` on.
+inline F coolness(const sl_lookup& l, const Block& at, int64_t r) {
+    if (!l.inverse_temperatures) return splat(l.inverse_temperature);
+    return gather(l.inverse_temperatures + (at.b * l.heads + at.h) * l.queries + at.first + r, 1, at.rows - r);
+}
+
+// scores in place; slopes, unless null, become the derivative of the final score by what was there.
 inline void adjust(const sl_lookup& l, const Block& at, float* scores, float* slopes) {
     const float* key_bias = l.key_bias ? l.key_bias + at.b * l.key_bias_batch + at.h * l.key_bias_head + at.key : nullptr;
     const float* dense = l.dense ? l.dense + at.b * l.dense_batch + at.h * l.dense_head + at.first * l.dense_row + at.key * l.dense_column : nullptr;
-    const float tau = l.inverse_temperature, cap = l.softcap, inverse_cap = cap != 0 ? 1 / cap : 0;
-    for (int64_t j = 0; j < at.keys; ++j) {
-        float* row = scores + j * SL_QUERIES;
-        const float* near = l.relative ? l.relative + at.h * l.relative_head + relative_from(l, at, j) : nullptr;
-        for (int64_t r = 0; r < at.lanes; r += LANES) {
-            F x = load(row + r);
+    for (int64_t r = 0; r < at.lanes; r += LANES) {
+        const F tau = coolness(l, at, r);
+        for (int64_t j = 0; j < at.keys; ++j) {
+            float* row = scores + j * SL_QUERIES + r;
+            F x = load(row), slope = splat(1.f);
             if (key_bias) x += key_bias[j];
-            if (cap != 0) {
-                F t = tanh(x * inverse_cap);
-                x = t * cap;
-                if (slopes) store(slopes + j * SL_QUERIES + r, (1.f - t * t) * tau);
-            }
-            F added{};
-            if (r + LANES <= at.rows) {
-                if (near) added += load(near + r);
-                if (dense) {
-                    if (l.dense_row == 0) added += dense[j * l.dense_column];
-                    else
-                        for (int n = 0; n < LANES; ++n) added[n] += dense[(r + n) * l.dense_row + j * l.dense_column];
-                }
-            } else {  // the last queries: what lies beyond them must not be read
-                for (int n = 0; n < LANES && r + n < at.rows; ++n) {
-                    if (near) added[n] += near[r + n];
-                    if (dense) added[n] += dense[(r + n) * l.dense_row + j * l.dense_column];
-                }
-            }
-            store(row + r, (x + added) * tau);
+            if (l.map != SL_IDENTITY) x = mapped(l, x, slope);
+            if (l.relative) x += gather(l.relative + at.h * l.relative_head + relative_from(l, at, j) + r, 1, at.rows - r);
+            if (dense) x += gather(dense + r * l.dense_row + j * l.dense_column, l.dense_row, at.rows - r);
+            store(row, x * tau);
+            if (slopes) store(slopes + j * SL_QUERIES + r, slope * tau);
         }
     }
 }
 
-// From the gradient of final scores to that of the products, in place; relative: where the gradient of the biases is summed.
-inline void unadjust(const sl_lookup& l, const Block& at, float* ds, const float* slopes, float* relative) {
+// Where the gradients of what is added to this block's scores are summed, each null where it is not wanted.
+struct AddedTo {
+    float *relative, *dense, *temperature;
+    int64_t dense_row, dense_column;
+};
+
+// From the gradient of final scores to that of what queries and keys gave, in place. finals: the final scores, for `temperature`.
+inline void unadjust(const sl_lookup& l, const Block& at, float* ds, const float* slopes, const float* finals, const AddedTo& to) {
     if (!adjusts(l)) return;
-    for (int64_t j = 0; j < at.keys; ++j) {
-        float* row = ds + j * SL_QUERIES;
-        if (relative) {
-            float* near = relative + relative_from(l, at, j);
-            for (int64_t r = 0; r < at.rows; ++r) near[r] += row[r] * l.inverse_temperature;
+    for (int64_t r = 0; r < at.lanes; r += LANES) {
+        const F tau = coolness(l, at, r);
+        const int64_t count = at.rows - r < LANES ? at.rows - r : LANES;
+        F by_score{};
+        for (int64_t j = 0; j < at.keys; ++j) {
+            float* row = ds + j * SL_QUERIES + r;
+            const F final_ds = load(row), cooled = final_ds * tau;
+            for (int64_t n = 0; to.relative && n < count; ++n) to.relative[relative_from(l, at, j) + r + n] += cooled[n];
+            for (int64_t n = 0; to.dense && n < count; ++n) to.dense[(r + n) * to.dense_row + j * to.dense_column] += cooled[n];
+            if (to.temperature) by_score += final_ds * load(finals + j * SL_QUERIES + r);
+            store(row, l.map == SL_IDENTITY ? cooled : final_ds * load(slopes + j * SL_QUERIES + r));
         }
-        for (int64_t r = 0; r < at.lanes; r += LANES)
-            store(row + r, l.softcap != 0 ? load(row + r) * load(slopes + j * SL_QUERIES + r) : load(row + r) * l.inverse_temperature);
+        for (int64_t n = 0; to.temperature && n < count; ++n) to.temperature[r + n] += by_score[n];
     }
 }
 
-// The final score of one pair, from its product.
+// The final score of one pair.
 inline float adjusted(const sl_lookup& l, int64_t b, int64_t h, int64_t i, int64_t j, float x) {
+    F slope;
     if (l.key_bias) x += l.key_bias[b * l.key_bias_batch + h * l.key_bias_head + j];
-    if (l.softcap != 0) x = tanh(splat(x / l.softcap))[0] * l.softcap;
+    if (l.map != SL_IDENTITY) x = mapped(l, splat(x), slope)[0];
     if (l.relative) x += l.relative[h * l.relative_head + i - j + l.keys - 1];
     if (l.dense) x += l.dense[b * l.dense_batch + h * l.dense_head + i * l.dense_row + j * l.dense_column];
-    return x * l.inverse_temperature;
+    return x * (l.inverse_temperatures ? l.inverse_temperatures[(b * l.heads + h) * l.queries + i] : l.inverse_temperature);
 }
 
 }  // namespace SL_ISA

@@ -3,6 +3,8 @@
 // gradients of a block of keys and values stay in cache; those of the queries are summed over blocks in memory.
 #pragma once
 
+#include "additive.h"
+#include "drop.h"
 #include "moments.h"
 #include "panel.h"
 
@@ -18,8 +20,10 @@ struct Coefficients {
         copy(m, up.max_logit, base, rows), copy(c0, up.c0, base, rows), copy(c1, up.c1, base, rows), copy(c2, up.c2, base, rows);
         copy(c3, up.c3, base, rows), copy(c4, up.c4, base, rows), copy(c5, up.c5, base, rows);
         copy(sink, up.sink, base, rows), copy(distance, up.distance, base, rows);
-        for (int64_t r = 0; r < rows; ++r)
-            if (m[r] == -INF) m[r] = 0;  // a query that sees nothing
+        for (int64_t r = 0; r < SL_QUERIES; ++r) {
+            if (r >= rows) m[r] = 1e30f;  // lanes beyond the last query have no weight
+            if (m[r] == -INF) m[r] = 0;   // a query that sees nothing
+        }
     }
 
     bool finite() const { return all_finite(m, SL_QUERIES, sizeof *this / sizeof(float) / SL_QUERIES, SL_QUERIES); }
@@ -49,7 +53,7 @@ void differentiate(float* scores, float* dp, const uint8_t* bits, Span at, Count
                 seen = visible(bits, j, lane);
                 t = seen ? t : splat(-INF);
             }
-            F e = exp_negative(t), inner = load(d) + c0, ds;
+            F e = exp(t), inner = load(d) + c0, ds;
             if (STATISTICS) {
                 if (MASKED) t = seen ? t : F{};
                 inner += t * (c1 + c2 * t) + c3 * e + distance * abs(i - (float)j);
@@ -67,71 +71,108 @@ void differentiate(float* scores, float* dp, const uint8_t* bits, Span at, Count
 
 // One query head's inputs, packed once for all blocks of keys.
 struct PackedHead {
-    const float *columns, *upstream_columns;  // (panels, width, SL_QUERIES) and (panels, value width, SL_QUERIES)
-    const float* upstream;                    // (L, whole vectors) gradient of the average over Z
-    Rows rows;                                // queries as they are
-};
+    float* columns;           // (panels, width, SL_QUERIES) scaled queries, of products
+    Rows rows;                // queries as they are, of products
+    QueryTerms* terms;        // (panels,) of additive scores
+    float* weight;            // u of additive scores
+    float* upstream;          // (L, whole vectors) gradient of the average over Z
+    float* upstream_columns;  // (panels, value width, SL_QUERIES) the same
 
-inline bool pack_head(const sl_lookup& l, const sl_upstream& up, int64_t b, int64_t h, int64_t panels, Scratch& scratch, PackedHead& to) {
-    const int64_t wide = padded(l.value_width), base = (b * l.heads + h) * l.queries;
-    float* columns = scratch.floats(panels * l.width * SL_QUERIES);
-    float* upstream_columns = scratch.floats(panels * l.value_width * SL_QUERIES);
-    float* upstream = scratch.floats(l.queries * wide);
-    float* copy = scratch.floats(l.width == padded(l.width) ? 1 : l.queries * padded(l.width));
-    std::memset(upstream_columns, 0, panels * l.value_width * SL_QUERIES * sizeof(float));
-    std::memset(upstream, 0, l.queries * wide * sizeof(float));
-    for (int64_t panel = 0; panel < panels; ++panel) {
-        const int64_t first = panel * SL_QUERIES, rows = rows_of(l, first);
-        pack_queries(l, b, h, first, rows, columns + panel * l.width * SL_QUERIES);
-        for (int64_t r = 0; up.average.data && r < rows; ++r) {
-            const float *g = row_of(up.average, b, h, first + r), inverse = up.inverse_z[base + first + r];
-            float *row = upstream + (first + r) * wide, *column = upstream_columns + panel * l.value_width * SL_QUERIES + r;
-            for (int64_t d = 0; d < l.value_width; ++d) column[d * SL_QUERIES] = row[d] = g[d] * inverse;
+    PackedHead(const sl_lookup& l, int64_t panels, Scratch& scratch)
+        : columns(scratch.floats(l.additive ? 1 : panels * l.width * SL_QUERIES)),
+          terms((QueryTerms*)scratch.floats(panels * sizeof(QueryTerms) / sizeof(float))),
+          weight(scratch.floats(shared_width(l.width))),
+          upstream(scratch.floats(l.queries * padded(l.value_width))),
+          upstream_columns(scratch.floats(panels * l.value_width * SL_QUERIES)),
+          copy(scratch.floats(l.additive || l.width == padded(l.width) ? 1 : l.queries * padded(l.width))),
+          plain(scratch.floats(l.additive ? panels * QueryTerms::size(l) : 1)),
+          exponential(scratch.floats(l.additive ? panels * QueryTerms::size(l) : 1)),
+          weighted(scratch.floats(l.additive ? panels * QueryTerms::size(l) : 1)) {}
+
+    // False where something is not finite.
+    bool take(const sl_lookup& l, const sl_upstream& up, int64_t b, int64_t h, int64_t panels) {
+        const int64_t wide = padded(l.value_width), base = (b * l.heads + h) * l.queries;
+        std::memset(upstream_columns, 0, panels * l.value_width * SL_QUERIES * sizeof(float));
+        std::memset(upstream, 0, l.queries * wide * sizeof(float));
+        if (l.additive) take_weight(l, h, weight);
+        for (int64_t panel = 0; panel < panels; ++panel) {
+            const int64_t first = panel * SL_QUERIES, count = rows_of(l, first);
+            if (l.additive) {
+                const int64_t of = panel * QueryTerms::size(l);
+                terms[panel] = {plain + of, exponential + of, weighted + of, 0};
+                terms[panel].take(l, weight, b, h, first, count);
+            } else {
+                pack_queries(l, b, h, first, count, columns + panel * l.width * SL_QUERIES);
+            }
+            for (int64_t r = 0; up.average.data && r < count; ++r) {
+                const float *g = row_of(up.average, b, h, first + r), inverse = up.inverse_z[base + first + r];
+                float *row = upstream + (first + r) * wide, *column = upstream_columns + panel * l.value_width * SL_QUERIES + r;
+                for (int64_t d = 0; d < l.value_width; ++d) column[d * SL_QUERIES] = row[d] = g[d] * inverse;
+            }
         }
+        if (!l.additive) rows = whole_vectors(row_of(l.query, b, h, 0), l.query.row, l.queries, l.width, copy);
+        const float* queries = l.additive ? plain : columns;
+        return all_finite(queries, SL_QUERIES, panels * (l.additive ? shared_width(l.width) : l.width), SL_QUERIES) &&
+               all_finite(upstream, wide, l.queries, wide);
     }
-    to = {columns, upstream_columns, upstream, whole_vectors(row_of(l.query, b, h, 0), l.query.row, l.queries, l.width, copy)};
-    return all_finite(columns, SL_QUERIES, panels * l.width, SL_QUERIES) && all_finite(upstream, wide, l.queries, wide);
-}
+
+  private:
+    float *copy, *plain, *exponential, *weighted;
+};
 
 inline void add_rows(const float* from, int64_t from_row, float scale, float* to, int64_t rows, int64_t width) {
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t d = 0; d < width; ++d) to[r * width + d] += scale * from[r * from_row + d];
 }
 
+// Where the gradients of what is added to the scores of a block lie.
+inline AddedTo added_to(const sl_lookup& l, const sl_gradients& out, int64_t part, const Block& at) {
+    const int64_t head = (part * l.batch + at.b) * l.heads + at.h;
+    AddedTo to{nullptr, nullptr, nullptr, out.dense_row, out.dense_column};
+    if (out.relative) to.relative = out.relative + head * (l.queries + l.keys - 1);
+    if (out.temperature) to.temperature = out.temperature + head * l.queries + at.first;
+    if (out.dense) to.dense = out.dense + at.b * out.dense_batch + at.h * out.dense_head + at.first * out.dense_row + at.key * out.dense_column;
+    return to;
+}
+
 // Blocks of keys block0 … block1 of key-value head g. False where something that is not finite was met.
 inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gradients& out, int64_t b, int64_t g, int64_t part,
                           int64_t block0, int64_t block1) {
     const int64_t group = l.heads / l.kv_heads, panels = (l.queries + SL_QUERIES - 1) / SL_QUERIES;
-    const int64_t wide = padded(l.width), value_wide = padded(l.value_width);
+    const int64_t wide = l.additive ? shared_width(l.width) : padded(l.width), value_wide = padded(l.value_width);
+    const int64_t of_panel = SL_QUERIES * wide;
     const bool statistics = up.c1 || up.c2 || up.c3 || up.c4 || up.c5 || up.sink || up.distance;
     Scratch scratch;
     float* scores = scratch.floats(SL_KEYS * SL_QUERIES);
     float* dp = scratch.floats(SL_KEYS * SL_QUERIES);
-    float* slopes = scratch.floats(l.softcap != 0 ? SL_KEYS * SL_QUERIES : 1);
+    float* slopes = scratch.floats(l.map != SL_IDENTITY ? SL_KEYS * SL_QUERIES : 1);
+    float* finals = scratch.floats(out.temperature ? SL_KEYS * SL_QUERIES : 1);
     float* dk = scratch.floats(SL_KEYS * wide);
     float* dv = scratch.floats(SL_KEYS * value_wide);
+    float* dq = scratch.floats(panels * of_panel);  // rows of products, columns of additive scores
+    float* du = scratch.floats(wide * LANES);
     float* key_copy = scratch.floats(SL_KEYS * wide);
-    float* dq = scratch.floats(panels * SL_QUERIES * wide);
+    KeyTerms of_keys{scratch.floats(l.additive ? KeyTerms::size(l) : 1), scratch.floats(l.additive ? KeyTerms::size(l) : 1), 0};
     float* kept = scratch.floats(SL_QUERIES);
     Coefficients* coefficients = (Coefficients*)scratch.floats(panels * sizeof(Coefficients) / sizeof(float));
     int64_t* cursor = (int64_t*)scratch.floats(2 * panels);
+    PackedHead head(l, panels, scratch);
     for (int64_t r = 0; r < SL_QUERIES; ++r) kept[r] = 1;
     for (int64_t h = g * group; h < (g + 1) * group; ++h) {
-        Scratch of_head = scratch;
-        PackedHead head;
-        if (!pack_head(l, up, b, h, panels, of_head, head)) return false;
+        if (!head.take(l, up, b, h, panels)) return false;
         const int64_t base = (b * l.heads + h) * l.queries, lists = (int64_t)l.blocks.pattern[b * l.heads + h] * panels;
         for (int64_t panel = 0; panel < panels; ++panel) {
-            const int64_t first = panel * SL_QUERIES, rows = rows_of(l, first);
-            coefficients[panel].read(up, base + first, rows);
+            const int64_t first = panel * SL_QUERIES;
+            coefficients[panel].read(up, base + first, rows_of(l, first));
             if (!coefficients[panel].finite()) return false;
             cursor[panel] = l.blocks.start[lists + panel];
         }
-        std::memset(dq, 0, panels * SL_QUERIES * wide * sizeof(float));
+        std::memset(dq, 0, panels * of_panel * sizeof(float));
+        std::memset(du, 0, wide * LANES * sizeof(float));
         for (int64_t block = block0; block < block1; ++block) {
             const int64_t key = block * SL_KEYS, keys = l.keys - key < SL_KEYS ? l.keys - key : SL_KEYS;
             const float *k = row_of(l.key, b, g, key), *v = row_of(l.value, b, g, key);
-            const Rows key_rows = whole_vectors(k, l.key.row, keys, l.width, key_copy);
+            Rows key_rows{};
             bool fresh = true;
             for (int64_t panel = 0; panel < panels; ++panel) {
                 int64_t& entry = cursor[panel];
@@ -142,16 +183,23 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                     if (!all_finite(k, l.key.row, keys, l.width) || !all_finite(v, l.value.row, keys, l.value_width)) return false;
                     std::memset(dk, 0, SL_KEYS * wide * sizeof(float));
                     std::memset(dv, 0, SL_KEYS * value_wide * sizeof(float));
+                    if (l.additive)
+                        of_keys.take(l, k, keys);
+                    else
+                        key_rows = whole_vectors(k, l.key.row, keys, l.width, key_copy);
                     fresh = false;
                 }
-                const int64_t first = panel * SL_QUERIES, rows = rows_of(l, first);
-                const int64_t lanes = lanes_of(rows);
-                product(keys, lanes, l.width, {k, l.key.row, 1}, head.columns + panel * l.width * SL_QUERIES,
-                                                 SL_QUERIES, scores, SL_QUERIES, nullptr);
+                const int64_t first = panel * SL_QUERIES, rows = rows_of(l, first), lanes = lanes_of(rows);
                 const Block here{b, h, key, keys, first, rows, lanes};
-                if (adjusts(l)) adjust(l, here, scores, slopes);
-                product(keys, lanes, l.value_width, {v, l.value.row, 1},
-                                                 head.upstream_columns + panel * l.value_width * SL_QUERIES, SL_QUERIES, dp, SL_QUERIES, nullptr);
+                if (l.additive)
+                    score_additively(head.weight, wide, head.terms[panel], of_keys, keys, lanes, scores);
+                else
+                    product(keys, lanes, l.width, {k, l.key.row, 1}, head.columns + panel * l.width * SL_QUERIES, SL_QUERIES, scores, SL_QUERIES, nullptr);
+                if (adjusts(l)) adjust(l, here, scores, l.map != SL_IDENTITY ? slopes : nullptr);
+                if (out.temperature) std::memcpy(finals, scores, SL_KEYS * SL_QUERIES * sizeof(float));
+                product(keys, lanes, l.value_width, {v, l.value.row, 1}, head.upstream_columns + panel * l.value_width * SL_QUERIES, SL_QUERIES, dp,
+                        SL_QUERIES, nullptr);
+                drop(l, here, dp);
                 const Span at{l.key_position + key, keys, l.query_position + first, lanes, key};
                 const Counted counted{l.first_sink[b], l.sinks};
                 const uint8_t* hidden = bits_of(l.blocks, entry);
@@ -160,25 +208,33 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                     hidden ? differentiate<true, true>(scores, dp, hidden, at, counted, c) : differentiate<false, true>(scores, dp, hidden, at, counted, c);
                 else
                     hidden ? differentiate<true, false>(scores, dp, hidden, at, counted, c) : differentiate<false, false>(scores, dp, hidden, at, counted, c);
-                unadjust(l, here, dp, slopes, out.relative ? out.relative + ((part * l.batch + b) * l.heads + h) * (l.queries + l.keys - 1) : nullptr);
-                product(keys, value_wide, rows, {scores, SL_QUERIES, 1}, head.upstream + first * value_wide, value_wide, dv,
-                                                 value_wide, kept);
-                product(keys, wide, rows, {dp, SL_QUERIES, 1}, head.rows.data + first * head.rows.row, head.rows.row, dk, wide, kept);
-                product(lanes, wide, keys, {dp, 1, SL_QUERIES}, key_rows.data, key_rows.row, dq + first * wide, wide, kept);
+                drop(l, here, scores);
+                product(keys, value_wide, rows, {scores, SL_QUERIES, 1}, head.upstream + first * value_wide, value_wide, dv, value_wide, kept);
+                unadjust(l, here, dp, slopes, finals, added_to(l, out, part, here));
                 if (out.key_bias)
                     for (int64_t j = 0; j < keys; ++j) {
                         float sum = 0;
                         for (int64_t r = 0; r < rows; ++r) sum += dp[j * SL_QUERIES + r];
                         out.key_bias[(b * l.heads + h) * l.keys + key + j] += sum;
                     }
+                if (l.additive) {
+                    pull_additively(wide, head.terms[panel], of_keys, dp, keys, lanes, dq + panel * of_panel, dk, du);
+                } else {
+                    product(keys, wide, rows, {dp, SL_QUERIES, 1}, head.rows.data + first * head.rows.row, head.rows.row, dk, wide, kept);
+                    product(lanes, wide, keys, {dp, 1, SL_QUERIES}, key_rows.data, key_rows.row, dq + panel * of_panel, wide, kept);
+                }
             }
             if (fresh) continue;
+            for (int64_t n = 0; l.additive && n < keys * wide; ++n) dk[n] *= head.weight[n % wide];
             add_rows(dk, wide, l.scale, out.key + ((b * l.kv_heads + g) * l.keys + key) * l.width, keys, l.width);
             add_rows(dv, value_wide, 1, out.value + ((b * l.kv_heads + g) * l.keys + key) * l.value_width, keys, l.value_width);
         }
         float* to = out.query + ((part * l.batch * l.heads * l.queries) + base) * l.width;
         for (int64_t r = 0; r < l.queries; ++r)
-            for (int64_t d = 0; d < l.width; ++d) to[r * l.width + d] = l.scale * dq[r * wide + d];
+            for (int64_t d = 0; d < l.width; ++d)
+                to[r * l.width + d] = l.additive ? head.weight[d] * dq[r / SL_QUERIES * of_panel + d * SL_QUERIES + r % SL_QUERIES] : l.scale * dq[r * wide + d];
+        for (int64_t d = 0; out.additive && d < l.width; ++d)
+            out.additive[((part * l.batch + b) * l.heads + h) * l.width + d] = total(load(du + d * LANES));
     }
     return true;
 }

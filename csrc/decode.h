@@ -3,6 +3,8 @@
 // moments, so that all threads read; then the parts of each query are merged.
 #pragma once
 
+#include "additive.h"
+#include "drop.h"
 #include "fold.h"
 #include "panel.h"
 
@@ -46,13 +48,15 @@ inline bool decode_part(const sl_lookup& l, const sl_part& part, int64_t b, int6
         for (int64_t r = 0; r < rows; ++r) {
             const int64_t h = g * group + r / l.queries;
             for (int64_t j = 0; j < keys; ++j) {
-                const float x = dot(k + j * l.key.row, queries + r * l.width, l.width);
+                const float *one = queries + r * l.width, *other = k + j * l.key.row;
+                const float x = l.additive ? additive_score(one, other, l.additive + h * l.additive_head, l.width) : dot(other, one, l.width);
                 scores[r * keys + j] = adjusting ? adjusted(l, b, h, r % l.queries, key + j, x) : x;
             }
             if (l.seen)
                 fold_row<true>(f, r, l.seen + b * l.seen_batch + h * l.seen_head + r % l.queries * l.seen_row + key);
             else
                 fold_row<false>(f, r, nullptr);
+            drop_row(l, b, h, r % l.queries, key, keys, scores + r * keys);
         }
         const Rows right = whole_vectors(v, l.value.row, keys, l.value_width, copy);
         product(rows, wide, keys, {scores, keys, 1}, right.data, right.row, part.average, wide, f.fade);

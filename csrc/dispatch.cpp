@@ -93,10 +93,15 @@ extern "C" int32_t sl_forward(const sl_lookup* lookup, const sl_summary* out) tr
 extern "C" int32_t sl_backward(const sl_lookup* lookup, const sl_upstream* upstream, const sl_gradients* out) try {
     const sl_lookup& l = *lookup;
     const int64_t blocks = (l.keys + SL_KEYS - 1) / SL_KEYS, heads = l.batch * l.kv_heads;
-    return outcome(heads * out->parts, l.threads, [&](int64_t task) {
-        const int64_t part = task / heads, bg = task % heads;
+    // Heads that share a dense bias add to the same gradient: then one task takes them all, one after another.
+    const bool shared = out->dense && ((out->dense_batch == 0 && l.batch > 1) || (out->dense_head == 0 && l.heads > 1));
+    const int64_t together = shared ? heads : 1;
+    return outcome(heads / together * out->parts, l.threads, [&](int64_t task) {
+        const int64_t part = task * together / heads, first = task * together % heads;
         const int64_t block0 = blocks * part / out->parts, block1 = blocks * (part + 1) / out->parts;
-        return kernels().backward(l, *upstream, *out, bg / l.kv_heads, bg % l.kv_heads, part, block0, block1);
+        for (int64_t bg = first; bg < first + together; ++bg)
+            if (!kernels().backward(l, *upstream, *out, bg / l.kv_heads, bg % l.kv_heads, part, block0, block1)) return false;
+        return true;
     });
 } catch (...) {
     return 2;

@@ -14,14 +14,6 @@ constexpr int64_t PEEK = 64;
 
 typedef int8_t Bytes __attribute__((vector_size(LANES)));
 
-inline float total(F x) {
-    float lanes[LANES];
-    store(lanes, x);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-    return lanes[0];
-}
-
 // One row of a block: whole vectors, then a rest that is padded with hidden keys.
 struct Row {
     float* scores;
@@ -88,7 +80,7 @@ inline void fold_row(const sl_fold& f, int64_t r, const uint8_t* seen) {
     if (!f.statistics) {
         F z{};
         row.map<false>([&](F x, int64_t) {
-            F e = exp_negative(x - base);
+            F e = exp_or_nan(x - base);
             z += e;
             return e;
         });
@@ -104,7 +96,7 @@ inline void fold_row(const sl_fold& f, int64_t r, const uint8_t* seen) {
     if (top > old) {
         F z{}, a{};
         for (int64_t j = 0; j + LANES <= std::min<int64_t>(f.columns, PEEK); j += LANES) {
-            F t = load(row.scores + j) - base, e = exp_negative(t);
+            F t = load(row.scores + j) - base, e = exp_or_nan(t);
             z += e;
             a += e > F{} ? e * t : F{};
         }
@@ -127,7 +119,7 @@ inline void fold_row(const sl_fold& f, int64_t r, const uint8_t* seen) {
     const F first = splat((float)sink0), last = splat((float)sink1), lanes = __builtin_convertvector(lane_numbers(), F);
     row.map<false>([&](F x, int64_t column) {
         I visible = x > splat(-INF) || x != x;
-        F t = x - base, e = exp_negative(t), off = x - flat;
+        F t = x - base, e = exp_or_nan(t), off = x - flat;
         t = visible ? t - near : F{};
         off = visible ? off : F{};
         finite += visible ? splat(1.f) : F{};

@@ -4,6 +4,8 @@
 
 #include <atomic>
 
+#include "additive.h"
+#include "drop.h"
 #include "moments.h"
 #include "panel.h"
 #include "readings.h"
@@ -17,12 +19,18 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
     const int64_t first = panel * SL_QUERIES, rows = rows_of(l, first);
     const int64_t g = h / (l.heads / l.kv_heads), wide = padded(l.value_width), lanes = lanes_of(rows);
     Scratch scratch;
-    float* packed = scratch.floats(l.width * SL_QUERIES);
+    float* packed = scratch.floats(QueryTerms::size(l));
+    QueryTerms queries{packed, scratch.floats(l.additive ? QueryTerms::size(l) : 1), scratch.floats(l.additive ? QueryTerms::size(l) : 1), 0};
+    KeyTerms of_keys{scratch.floats(l.additive ? KeyTerms::size(l) : 1), scratch.floats(l.additive ? KeyTerms::size(l) : 1), 0};
+    float* weight = scratch.floats(shared_width(l.width));
     float* scores = scratch.floats(SL_KEYS * SL_QUERIES);
     float* average = scratch.floats(SL_QUERIES * wide);
     float* copy = scratch.floats(SL_KEYS * wide);
     Moments& all = *(Moments*)scratch.floats(sizeof(Moments) / sizeof(float));
-    pack_queries(l, b, h, first, rows, packed);
+    if (l.additive)
+        take_weight(l, h, weight), queries.take(l, weight, b, h, first, rows);
+    else
+        pack_queries(l, b, h, first, rows, packed);
     if (!all_finite(packed, SL_QUERIES, l.width, lanes)) return false;
     all.clear();
     std::memset(average, 0, SL_QUERIES * wide * sizeof(float));
@@ -36,8 +44,14 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
             if (!all_finite(k, l.key.row, keys, l.width) || !all_finite(v, l.value.row, keys, l.value_width)) return false;
             known.store(1, std::memory_order_relaxed);
         }
-        product(keys, lanes, l.width, {k, l.key.row, 1}, packed, SL_QUERIES, scores, SL_QUERIES, nullptr);
-        if (adjusts(l)) adjust(l, {b, h, key, keys, first, rows, lanes}, scores, nullptr);
+        if (l.additive) {
+            of_keys.take(l, k, keys);
+            score_additively(weight, shared_width(l.width), queries, of_keys, keys, lanes, scores);
+        } else {
+            product(keys, lanes, l.width, {k, l.key.row, 1}, packed, SL_QUERIES, scores, SL_QUERIES, nullptr);
+        }
+        const Block here{b, h, key, keys, first, rows, lanes};
+        if (adjusts(l)) adjust(l, here, scores, nullptr);
         const Span at{l.key_position + key, keys, l.query_position + first, lanes, key};
         const Counted counted{l.first_sink[b], l.sinks};
         const uint8_t* hidden = bits_of(l.blocks, entry);
@@ -45,6 +59,7 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
             add_block<true>(scores, hidden, at, counted, l.statistics, all);
         else
             add_block<false>(scores, nullptr, at, counted, l.statistics, all);
+        drop(l, here, scores);
         const Rows right = whole_vectors(v, l.value.row, keys, l.value_width, copy);
         product(lanes, wide, keys, {scores, 1, SL_QUERIES}, right.data, right.row, average, wide, all.fade);
     }

@@ -99,7 +99,7 @@ void find_top(float* scores, const uint8_t* bits, Span at, Moments& all) {
             const int64_t to = lane + g * LANES;
             F old = load(all.m + to), finite = MASKED ? (m[g] == splat(-INF) ? F{} : m[g]) : m[g];
             store(all.moved + to, old - finite);
-            store(all.fade + to, exp_negative(old - finite));
+            store(all.fade + to, exp(old - finite));
             store(all.m + to, m[g]);
             store(all.seen + to, MASKED ? n[g] : splat((float)at.keys));
             if (STATISTICS) store(all.best + to, best[g]);
@@ -117,7 +117,7 @@ void weigh(float* scores, Span at, Moments& all) {
             float* s = scores + j * SL_QUERIES + lane;
 #pragma GCC unroll 4
             for (int g = 0; g < TOP_GROUP; ++g) {
-                F e = exp_negative(load(s + g * LANES) - m[g]);
+                F e = exp(load(s + g * LANES) - m[g]);
                 store(s + g * LANES, e);
                 z[g] += e;
             }
@@ -187,7 +187,7 @@ void weigh_and_measure(float* scores, Span at, Counted counted, Moments& all) {
 #pragma GCC unroll 4
             for (int g = 0; g < GROUP; ++g) {
                 Sums& sum = sums[g];
-                F x = load(s + g * LANES), t = x - m[g], e = exp_negative(t), off = x - flat_mean[g];
+                F x = load(s + g * LANES), t = x - m[g], e = exp(t), off = x - flat_mean[g];
                 t -= near[g];
                 if (MASKED) {
                     I seen = x > splat(-INF);

@@ -27,19 +27,34 @@ struct sl_tensor {
     int64_t batch, head, row;
 };
 
-// softmax(s) v with s = (phi(scale q k^T + key_bias) + relative + dense) * inverse_temperature, over what `blocks` leaves visible, and the moments of its distribution.
+// The map phi of products: identity, softcap * tanh(x / softcap), or -arccosh(-x), the distance on a hyperboloid.
+enum sl_map { SL_IDENTITY, SL_SOFTCAP, SL_LORENTZ };
+
+// Where `on`, weights are kept where a hash of seed and place is at least `threshold`, and multiplied by `scale`.
+struct sl_dropout {
+    uint32_t on, threshold, seed;  // seed: mixed already (engines/dropout.py)
+    float scale;
+};
+
+// softmax(s) v over what `blocks` leaves visible, and the moments of its distribution, where
+// s = (phi(scale q k^T + key_bias) + relative + dense) / temperature, or u . tanh(q + k) in the place of phi's value.
 struct sl_lookup {
     int64_t batch, heads, kv_heads, queries, keys, width, value_width;
     sl_tensor query, key, value;
     float scale;
+    const float* additive;  // u, (H, E) with a stride, or null
+    int64_t additive_head;
     const float* key_bias;  // (B, H, S) with strides, or null
     int64_t key_bias_batch, key_bias_head;
-    float softcap;          // phi(x) = softcap * tanh(x / softcap); 0: identity
+    int32_t map;  // sl_map
+    float softcap;
     const float* relative;  // (H, L + S - 1), or null: a bias by i - j, for row i of the queries and j of the keys at [i - j + S - 1]
     int64_t relative_head;
     const float* dense;  // (B, H, L, S) with strides, or null
     int64_t dense_batch, dense_head, dense_row, dense_column;
     float inverse_temperature;
+    const float* inverse_temperatures;  // (B, H, L) contiguous instead, or null
+    sl_dropout dropout;
     sl_blocks blocks;
     const uint8_t* seen;  // sl_decode: bytes (B, H, L, S) with strides, 1 where visible; null where all is
     int64_t seen_batch, seen_head, seen_row;
@@ -69,10 +84,15 @@ struct sl_upstream {
 };
 
 // Gradients, contiguous: query (parts, B, H, L, E), one for each part of the keys, to be summed; key (B, Hkv, S, E), value
-// (B, Hkv, S, Ev), key_bias (B, H, S) or null. All but those of queries must be zeros before. Of `dense` there is none.
+// (B, Hkv, S, Ev). Those that begin with `parts` are summed by whoever calls; all but those of queries must be zeros before.
 struct sl_gradients {
-    float *query, *key, *value, *key_bias;
-    float* relative;  // (parts, B, H, L + S - 1) or null
+    float *query, *key, *value;
+    float* key_bias;     // (B, H, S) or null
+    float* relative;     // (parts, B, H, L + S - 1) or null
+    float* additive;     // (parts, B, H, E) or null
+    float* temperature;  // (parts, B, H, L) or null: sum of dS s, which is minus the temperature times its gradient
+    float* dense;        // (B, H, L, S) with strides or null; 0 where the bias is the same all along, and then its sum
+    int64_t dense_batch, dense_head, dense_row, dense_column;
     int64_t parts;
 };
 

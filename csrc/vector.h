@@ -49,15 +49,32 @@ inline I lane_numbers() {
 inline F max(F a, F b) { return a > b ? a : b; }
 inline F abs(F x) { return (F)((I)x & splat(0x7fffffff)); }
 
+inline F sqrt(F x) {
+    float lanes[LANES];
+    store(lanes, x);
+    for (int l = 0; l < LANES; ++l) lanes[l] = __builtin_sqrtf(lanes[l]);
+    return load(lanes);
+}
+
+// The sum of all lanes.
+inline float total(F x) {
+    float lanes[LANES];
+    store(lanes, x);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+    return lanes[0];
+}
+
 inline bool any(I x) {
     int32_t some = 0;
     for (int l = 0; l < LANES; ++l) some |= x[l];
     return some;
 }
 
-// e^t for t <= 0, NaN for NaN; exactly 0 below -87 (hidden scores are -inf). 2^n by the exponent's bits, where n is t log2(e) rounded by
-// adding a number whose unit in the last place is 1; 2^f for the rest by a polynomial, with a relative error of 1e-7 (fitted).
-inline F exp_negative(F t) {
+// e^t for t <= 88; exactly 0 below -87 (hidden scores are -inf). n is t log2(e) rounded by adding a number whose
+// unit in the last place is 1; 2^f for the rest by a polynomial, with a relative error of 1e-7 (fitted), and n is added to
+// its exponent's bits.
+inline F exp(F t) {
     const float log2e = 1.44269504f, round = 12582912.f;
     F shifted = t * log2e + round;
     F f = t * log2e - (shifted - round);
@@ -66,9 +83,12 @@ inline F exp_negative(F t) {
     p = p * f + 2.402224208e-1f;
     p = p * f + 6.931469776e-1f;
     p = p * f + 1.0f;
-    F power = (F)(((U)shifted << 23) + 0x3f800000u);
-    return t < splat(-87.f) ? F{} : p * power;
+    F power = (F)((U)p + ((U)shifted << 23));
+    return t < splat(-87.f) ? F{} : power;
 }
+
+// The same, and NaN for NaN of any payload: scores that something else computed may be anything.
+inline F exp_or_nan(F t) { return t == t ? exp(t) : t; }
 
 // tanh: an odd polynomial near 0 (fitted, relative error 1e-8 before rounding), else by the exponential.
 inline F tanh(F x) {
@@ -78,8 +98,18 @@ inline F tanh(F x) {
     p = p * z + 1.333083020e-1f;
     p = p * z + -3.333325984e-1f;
     F near = x + x * z * p;
-    F e = exp_negative(y * -2.f), far = (1.f - e) / (1.f + e);
+    F e = exp(y * -2.f), far = (1.f - e) / (1.f + e);
     return y < splat(0.65f) ? near : (x < F{} ? -far : far);
+}
+
+// log(1 + x) for x >= 0: 1 + x = 2^n (1 + f), and log(1 + f) = 2 artanh(f / (2 + f)) by its series.
+inline F log1p(F x) {
+    F y = x + 1.f;
+    I n = ((I)y - splat(0x3f3504f3)) >> 23;  // so that 1 + f lies between the square roots of 1/2 and 2
+    F f = n == I{} ? x : (F)((I)y - (n << 23)) - 1.f;
+    F s = f / (f + 2.f), z = s * s;
+    F p = ((z * (1.f / 9) + 1.f / 7) * z + 1.f / 5) * z + 1.f / 3;
+    return __builtin_convertvector(n, F) * 0.69314718f + 2.f * (s + s * z * p);
 }
 
 }  // namespace SL_ISA

@@ -21,11 +21,21 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
+def mixed_seed(dropout: Dropout) -> Tensor:
+    """The seed in 32 bits, int64 ()."""
+    seed = torch.tensor(dropout.seed & 0x7FFFFFFFFFFFFFFF)
+    return _mix((seed & _MASK) ^ _mix(((seed >> 32) + 0x9E3779B9) & _MASK))
+
+
+def threshold(dropout: Dropout) -> int:
+    """Weights are kept where their hash, below 2^32, is at least this."""
+    return int(dropout.p * 2**32)
+
+
 def kept(dropout: Dropout, tile: Tile) -> Tensor:
     """Boolean (n, G, L', S'), True where the weight is kept."""
-    seed = torch.tensor(dropout.seed & 0x7FFFFFFFFFFFFFFF, device=tile.i.device)
-    row = _mix((seed & _MASK) ^ _mix(((seed >> 32) + 0x9E3779B9) & _MASK))
+    row = mixed_seed(dropout).to(tile.i.device)
     row = _mix((row + tile.batch) & _MASK)
     row = _mix((row + tile.head) & _MASK)
     row = _mix((row + tile.i) & _MASK)
-    return _mix((row + tile.j * 0x9E3779B1) & _MASK) >= int(dropout.p * 2**32)
+    return _mix((row + tile.j * 0x9E3779B1) & _MASK) >= threshold(dropout)

@@ -30,20 +30,33 @@ class Blocks(ctypes.Structure):
     _fields_ = [(name, _pointer) for name in ("pattern", "start", "block", "bits_of", "bits")]
 
 
+IDENTITY, SOFTCAP, LORENTZ = range(3)
+"""Maps of products: sl_map."""
+
+
+class Dropout(ctypes.Structure):
+    _fields_ = [*((name, ctypes.c_uint32) for name in ("on", "threshold", "seed")), ("scale", ctypes.c_float)]
+
+
 class Lookup(ctypes.Structure):
     _fields_ = [
         *((name, _i64) for name in ("batch", "heads", "kv_heads", "queries", "keys", "width", "value_width")),
         *((name, Strided) for name in ("query", "key", "value")),
         ("scale", ctypes.c_float),
+        ("additive", _pointer),
+        ("additive_head", _i64),
         ("key_bias", _pointer),
         ("key_bias_batch", _i64),
         ("key_bias_head", _i64),
+        ("map", ctypes.c_int32),
         ("softcap", ctypes.c_float),
         ("relative", _pointer),
         ("relative_head", _i64),
         ("dense", _pointer),
         *((name, _i64) for name in ("dense_batch", "dense_head", "dense_row", "dense_column")),
         ("inverse_temperature", ctypes.c_float),
+        ("inverse_temperatures", _pointer),
+        ("dropout", Dropout),
         ("blocks", Blocks),
         ("seen", _pointer),
         *((name, _i64) for name in ("seen_batch", "seen_head", "seen_row", "query_position", "key_position")),
@@ -73,7 +86,10 @@ class Upstream(ctypes.Structure):
 
 
 class Gradients(ctypes.Structure):
-    _fields_ = [*((name, _pointer) for name in ("query", "key", "value", "key_bias", "relative")), ("parts", _i64)]
+    _fields_ = [
+        *((name, _pointer) for name in ("query", "key", "value", "key_bias", "relative", "additive", "temperature", "dense")),
+        *((name, _i64) for name in ("dense_batch", "dense_head", "dense_row", "dense_column", "parts")),
+    ]
 
 
 class Fold(ctypes.Structure):

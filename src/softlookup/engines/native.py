@@ -8,13 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..biases import DenseBias
+from ..biases import Bias, DenseBias
 from ..masks import hidden
 from ..problem import Problem
-from ..scores import Product, SoftCap
+from ..scores import AdditiveForm, LorentzDistance, Product, SoftCap
 from ..summary import Summary
 from . import library, streaming
 from .block_lists import all_pairs, block_lists
+from .dropout import mixed_seed, threshold
 from .node import ALWAYS, Readings, summarize
 
 name = "native"
@@ -36,18 +37,14 @@ def refusal(problem: Problem) -> str | None:
         return f"it runs on the CPU, and the inputs are on {query.device}"
     if problem.accumulate != torch.float32:
         return f"it computes in float32, and the inputs are {str(problem.value.dtype).removeprefix('torch.')}"
-    if not isinstance(form, Product):
-        return "it scores by products of queries and keys only"
-    if not isinstance(form.pointwise, SoftCap | None):
+    if not isinstance(form, Product | AdditiveForm):
+        return "it scores by products of queries and keys or additively"
+    if isinstance(form, Product) and not isinstance(form.pointwise, SoftCap | LorentzDistance | None):
         return f"it has no {type(form.pointwise).__name__} of the scores"
     if any(not isinstance(x, DenseBias) and x.by_offset(torch.zeros(1, dtype=torch.int64)) is None for x in problem.biases):
         return "it adds biases by tensor or by i - j only"
-    if torch.is_grad_enabled() and any(isinstance(x, DenseBias) and x.tensor.requires_grad for x in problem.biases):
-        return "it has no gradient of a dense bias"
-    if problem.dropout is not None:
-        return "it has no dropout"
-    if isinstance(problem.temperature, Tensor) or problem.hard:
-        return "its temperature is one positive number"
+    if problem.hard:
+        return "its temperature is above 0"
     if isinstance(problem.place.queries, Tensor):
         return "its queries stand at consecutive positions"
     if max(query.shape[-1], problem.value.shape[-1]) > WIDEST:
@@ -106,26 +103,11 @@ def backward(problem: Problem, read: Readings, grads: Readings) -> list[Tensor]:
         library.Strided(None, 0, 0, 0) if average is None else library.Strided.of(average),
         *(planes[name].data_ptr() if name in planes else None for name in library.COEFFICIENTS),
     )
-    tensors, parts = problem.tensors(), _parts(problem)
-    first_bias = len(tensors) - len(problem.biases)  # query, key, value, perhaps a bias of the keys, then the other biases
-    into = [torch.zeros_like(t, dtype=torch.float32, memory_format=torch.contiguous_format) for t in tensors[:first_bias]]
-    query = into[0] if parts == 1 else into[0].new_empty((parts, *into[0].shape))
-    out = library.Gradients(query.data_ptr(), into[1].data_ptr(), into[2].data_ptr(), parts=parts)
-    if first_bias > 3:
-        out.key_bias = into[3].data_ptr()
-    batch, heads, length, _ = query.shape[-4:]
-    relative = None
-    if any(bias.tensor.requires_grad for bias in problem.biases):
-        relative = query.new_zeros((parts, batch, heads, length + problem.key.shape[2] - 1))
-        out.relative = relative.data_ptr()
-    if not _done(native.sl_backward(ctypes.byref(lookup), ctypes.byref(upstream), ctypes.byref(out))):
+    sums = _Sums(problem)
+    if not _done(native.sl_backward(ctypes.byref(lookup), ctypes.byref(upstream), ctypes.byref(sums.described()))):
         return streaming.backward(problem, read, grads)
     del kept
-    if parts > 1:
-        into[0] = query.sum(0)
-    if first_bias > 3 and _folds(problem):
-        into[3] /= problem.temperature
-    return into + _bias_gradients(problem, None if relative is None else relative.sum((0, 1)))
+    return sums.gradients()
 
 
 def _done(result: int) -> bool:
@@ -135,19 +117,74 @@ def _done(result: int) -> bool:
     return result == 0
 
 
-def _bias_gradients(problem: Problem, by_offset: Tensor | None) -> list[Tensor]:
-    """Gradients of the biases from those of their values at each offset, (H, L + S - 1); zeros where none is wanted."""
-    grads = []
-    for bias in problem.biases:
-        tensor = bias.tensor.detach().requires_grad_()
-        if by_offset is None or not bias.tensor.requires_grad:
-            grads.append(tensor.new_zeros(()))
-            continue
+class _Sums:
+    """Where the kernels sum gradients, and the gradients of `problem.tensors()` from those sums."""
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        form, (batch, heads, length, width), keys = problem.form, problem.query.shape, problem.key.shape[2]
+        self.key_bias = self.relative = self.additive = self.temperature = self.dense = None
+        wanted = [bias for bias in problem.biases if bias.tensor.requires_grad]
+        dense = [bias.tensor.shape for bias in wanted if isinstance(bias, DenseBias)]
+        if dense:
+            shape = torch.broadcast_shapes((1, 1, 1, 1), *dense)
+            self.dense = torch.zeros((*shape[:3], 1 if shape[3] == 1 else keys))
+        self.parts = parts = _parts(problem, self.dense)
+        self.query = torch.empty((parts, *problem.query.shape))
+        self.key, self.value = (torch.zeros(x.shape) for x in (problem.key, problem.value))
+        if isinstance(form, Product) and form.key_bias is not None:
+            self.key_bias = torch.zeros(form.key_bias.shape)
+        if isinstance(form, AdditiveForm):
+            self.additive = torch.zeros((parts, batch, heads, width))
+        if isinstance(problem.temperature, Tensor):
+            self.temperature = torch.zeros((parts, batch, heads, length))
+        if any(not isinstance(bias, DenseBias) for bias in wanted):
+            self.relative = torch.zeros((parts, batch, heads, length + keys - 1))
+
+    def described(self) -> library.Gradients:
+        out = library.Gradients(parts=self.parts)
+        for name in ("query", "key", "value", "key_bias", "relative", "additive", "temperature", "dense"):
+            tensor = getattr(self, name)
+            setattr(out, name, None if tensor is None else tensor.data_ptr())
+        if self.dense is not None:
+            steps = [0 if size == 1 else step for size, step in zip(self.dense.shape, self.dense.stride(), strict=True)]
+            out.dense_batch, out.dense_head, out.dense_row, out.dense_column = steps
+        return out
+
+    def gradients(self) -> list[Tensor]:
+        problem = self.problem
+        grads = [self.query[0] if self.parts == 1 else self.query.sum(0), self.key, self.value]
+        if self.temperature is not None:
+            assert isinstance(problem.temperature, Tensor)
+            t = problem.temperature.detach()
+            grads.append((-self.temperature.sum(0).unsqueeze(-1) / t).sum_to_size(t.shape))
+        if self.key_bias is not None:
+            grads.append(self.key_bias / problem.temperature if _folds(problem) else self.key_bias)
+        if self.additive is not None:
+            assert isinstance(problem.form, AdditiveForm)
+            grads.append(self.additive.sum((0, 1)).sum_to_size(problem.form.weight.shape))
+        return grads + [self._of_bias(bias) for bias in problem.biases]
+
+    def _of_bias(self, bias: Bias) -> Tensor:
+        """Zeros where no gradient is wanted."""
+        problem, tensor = self.problem, bias.tensor.detach()
+        if not bias.tensor.requires_grad:
+            return tensor.new_zeros(())
+        if isinstance(bias, DenseBias):
+            assert self.dense is not None
+            start, keys = problem.place.key_offset, problem.key.shape[2]
+            if tensor.shape[-1] == 1:
+                return self.dense.sum_to_size(tensor.shape)
+            grad = torch.zeros(tensor.shape)  # a column for every key of the whole
+            grad.narrow(-1, start, keys).copy_(self.dense.sum_to_size((*tensor.shape[:-1], keys)))
+            return grad
+        assert self.relative is not None
+        tensor.requires_grad_()
         with torch.enable_grad():
             table = bias.with_tensor(tensor).by_offset(_offsets(problem))
         assert table is not None
-        grads.extend(torch.autograd.grad(table, tensor, by_offset.to(table.dtype)))
-    return grads
+        (grad,) = torch.autograd.grad(table, tensor, self.relative.sum((0, 1)).to(table.dtype))
+        return grad
 
 
 def _offsets(problem: Problem) -> Tensor:
@@ -160,8 +197,8 @@ def _offsets(problem: Problem) -> Tensor:
 
 def _folds(problem: Problem) -> bool:
     """Whether the temperature can divide the scale and the bias of the keys instead of every score."""
-    assert isinstance(problem.form, Product)
-    return problem.form.pointwise is None and not problem.biases
+    form, plain = problem.form, not isinstance(problem.temperature, Tensor) and not problem.biases
+    return plain and isinstance(form, Product) and form.pointwise is None
 
 
 def _biases(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
@@ -195,9 +232,16 @@ def _readable(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _parts(problem: Problem) -> int:
-    """In how many parts keys are taken, so that every thread has work: each part sums query gradients of its own."""
-    threads, tasks = torch.get_num_threads(), problem.key.shape[0] * problem.key.shape[1]
+def _parts(problem: Problem, dense: Tensor | None) -> int:
+    """In how many parts keys are taken, so that every thread has work: each part sums query gradients of its own.
+
+    dense: the gradient of the dense biases. Heads that share it are one task (csrc/dispatch.cpp), and parts must not."""
+    (batch, heads), threads = problem.key.shape[:2], torch.get_num_threads()
+    tasks = batch * heads
+    if dense is not None and dense.shape[3] == 1 and problem.key.shape[2] > 1:
+        return 1
+    if dense is not None and (dense.shape[0] < batch or dense.shape[1] < problem.query.shape[1]):
+        tasks = 1
     if tasks % threads == 0 or tasks >= 4 * threads:
         return 1
     affordable = max(1, MOST_PARTS // problem.query.numel())
@@ -207,11 +251,17 @@ def _parts(problem: Problem) -> int:
 def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[object, ...]] | None:
     """The problem as the kernels take it, and what must live as long as that; None where a bias is not finite."""
     form, temperature = problem.form, problem.temperature
-    assert isinstance(form, Product) and isinstance(temperature, (int, float)) and isinstance(problem.place.queries, int)
+    assert isinstance(form, Product | AdditiveForm) and isinstance(problem.place.queries, int)
     query, key, value = (_readable(x) for x in (form.query, form.key, problem.value))
     batch, heads, length, width = query.shape
-    fold = temperature if _folds(problem) else 1.0
-    bias = None if form.key_bias is None else (form.key_bias / fold).to(torch.float32).contiguous()
+    fold = float(temperature) if _folds(problem) else 1.0
+    bias = weight = coolness = None
+    if isinstance(form, AdditiveForm):
+        weight = form.weight.detach().to(torch.float32).contiguous()
+    elif form.key_bias is not None:
+        bias = (form.key_bias / fold).to(torch.float32).contiguous()
+    if isinstance(temperature, Tensor):
+        coolness = (1 / temperature.detach().to(torch.float32)).expand(batch, heads, length, 1).contiguous()
     relative, dense = _biases(problem)
     if any(x is not None and not bool(x.isfinite().all()) for x in (bias, relative, dense)):
         return None
@@ -227,9 +277,8 @@ def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[objec
         query=library.Strided.of(query),
         key=library.Strided.of(key),
         value=library.Strided.of(value),
-        scale=float(form.scale) / fold,
-        softcap=form.pointwise.cap if isinstance(form.pointwise, SoftCap) else 0.0,
-        inverse_temperature=fold / temperature,
+        scale=1.0,
+        inverse_temperature=1.0 if coolness is not None else fold / float(temperature),
         query_position=problem.place.queries,
         key_position=problem.place.key_offset,
         first_sink=first.data_ptr(),
@@ -237,6 +286,20 @@ def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[objec
         statistics=bool(problem.needs),
         threads=torch.get_num_threads(),
     )
+    if isinstance(form, Product):
+        lookup.scale = float(form.scale) / fold
+        if isinstance(form.pointwise, SoftCap):
+            lookup.map, lookup.softcap = library.SOFTCAP, form.pointwise.cap
+        elif form.pointwise is not None:
+            lookup.map = library.LORENTZ
+    if weight is not None:
+        lookup.additive, lookup.additive_head = weight.data_ptr(), 0 if weight.shape[0] == 1 else weight.stride(0)
+    if coolness is not None:
+        lookup.inverse_temperatures = coolness.data_ptr()
+    if problem.dropout is not None:
+        drop, p = problem.dropout, problem.dropout.p
+        scale = 1 / (1 - p) if p < 1 else 0.0  # at p = 1 the threshold, 2^32, does not fit
+        lookup.dropout = library.Dropout(1, min(threshold(drop), 2**32 - 1), int(mixed_seed(drop)), scale)
     if bias is not None:
         lookup.key_bias, lookup.key_bias_batch, lookup.key_bias_head = bias.data_ptr(), *bias.stride()[:2]
     if relative is not None:
@@ -244,6 +307,7 @@ def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[objec
     if dense is not None:
         lookup.dense = dense.data_ptr()
         lookup.dense_batch, lookup.dense_head, lookup.dense_row, lookup.dense_column = dense.stride()
+    kept = query, key, value, weight, coolness, bias, relative, dense, first
     visible: object
     if few:
         visible = seen = all_pairs(problem)
@@ -251,8 +315,8 @@ def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[objec
         lookup.query_positions = positions.data_ptr()
         if seen is not None:
             lookup.seen, (lookup.seen_batch, lookup.seen_head, lookup.seen_row) = seen.data_ptr(), seen.stride()[:3]
-        return lookup, (query, key, value, bias, relative, dense, first, visible, positions)
+        return lookup, (*kept, visible, positions)
     visible = lists = block_lists(problem)
     arrays = (lists.pattern, lists.start, lists.block, lists.bits_of, lists.bits)
     lookup.blocks = library.Blocks(*(x.ctypes.data for x in arrays))
-    return lookup, (query, key, value, bias, relative, dense, first, visible)
+    return lookup, (*kept, visible)

@@ -93,7 +93,7 @@ def run(problem: Problem) -> Summary:
     weights = p
     if problem.dropout is not None:
         keep = _unfold(kept(problem.dropout, tile), tile, p.shape)
-        weights = p * keep / max(1 - problem.dropout.p, torch.finfo(p.dtype).tiny)
+        weights = p * keep / (1 - problem.dropout.p if problem.dropout.p < 1 else 1)
     weights = torch.where(bad, math.nan, weights)
     average = weights @ torch.where(value.isfinite().all(-1, keepdim=True), value, 0)
     # log p where p > 0 by way of the log-normalizer, so that it has a gradient where p is tiny
