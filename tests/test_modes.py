@@ -246,7 +246,7 @@ def test_a_copy_has_parameters_of_its_own():
 def test_explain_names_the_engine_and_why_not_the_others():
     q, k, v = tensors()
     plan = sl.explain(q, k, v, mask=sl.Causal(), stats=True)
-    assert plan.engine == "streaming" and set(plan.reasons) == {e.name for e in sl.operator.ENGINES} - {"streaming"}
+    assert plan.engine == "streaming" and set(plan.reasons) == {e.name for e in sl.running.ENGINES} - {"streaming"}
     lines = str(plan).splitlines()
     assert lines[0] == "engine: streaming" and "  not reference: can run this, but streaming is preferred" in str(plan)
     with sl.engine("reference"):

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from .masks import Prefix as Prefix
     from .masks import Window as Window
     from .normalizers import Softmax as Softmax
-    from .operator import Plan as Plan
     from .operator import attend as attend
     from .operator import divergence as divergence
-    from .operator import engine as engine
     from .operator import explain as explain
     from .operator import lookup as lookup
     from .operator import merge as merge
     from .operator import received as received
+    from .running import Plan as Plan
+    from .running import engine as engine
     from .scores import Additive as Additive
     from .scores import Bilinear as Bilinear
     from .scores import Cosine as Cosine
@@ -59,7 +59,8 @@ _FROM = {
     "integrations.any_model": "watch",
     "masks": "Causal Dilated Documents Lengths Mask MaskFunction Padding Prefix Window",
     "normalizers": "Softmax",
-    "operator": "Plan attend divergence engine explain lookup merge received",
+    "operator": "attend divergence explain lookup merge received",
+    "running": "Plan engine",
     "scores": "Additive Bilinear Cosine Dot Gaussian Hyperbolic Product ScaledDot Score",
     "summary": "CHEAP Stats Summary",
 }

@@ -166,7 +166,7 @@ def info() -> None:
     from . import __version__
     from .engines import library
     from .inspection import bundled
-    from .operator import ENGINES
+    from .running import ENGINES
 
     def installed(package: str) -> str:
         try:

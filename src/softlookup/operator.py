@@ -1,4 +1,4 @@
-"""The operator: attend, lookup, merge, received, divergence, explain. Validate, lower, choose an engine, wrap.
+"""The operator: attend, lookup, merge, received, divergence, explain.
 
 Shapes follow torch: query (…, H, L, E), key (…, Hkv, S, E), value (…, Hkv, S, Ev) with H a multiple of Hkv; statistics
 (…, H, L). Two-dimensional inputs (L, E) have no heads; leading dimensions broadcast.
@@ -6,171 +6,23 @@ Shapes follow torch: query (…, H, L, E), key (…, Hkv, S, E), value (…, Hkv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from types import ModuleType
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from . import compiled
 from .biases import Bias
 from .engines import divergence as _divergence
-from .engines import native, reference, streaming
-from .engines import received as _received
-from .engines.tiling import visible_counts
+from .engines import reference
 from .errors import SoftlookupError
-from .masks import Mask, describe
+from .masks import describe
 from .normalizers import Softmax
-from .problem import Dropout, Problem, Shapes, build, place_of
+from .problem import Problem
+from .running import MaskLike, Plan, StatsLike, canonical, column_sums, finish, plan, run, value_and_stats
 from .scores import ScaledDot, Score
-from .summary import Stats, Summary, chosen, map_tensors, merge_all, needed
-
-ENGINES: tuple[ModuleType, ...] = (native, streaming, reference)
-"""In order of preference. An engine is a module with `name`, `refusal(problem) -> str | None`, `run(problem) -> Summary`."""
-
-MaskLike = Mask | Tensor | Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-StatsLike = bool | str | Iterable[str]
-
-_forced: ContextVar[str | None] = ContextVar("softlookup_engine", default=None)
-
-
-@contextmanager
-def engine(name: str) -> Iterator[None]:
-    """Run everything inside the `with` block on the named engine: "native", "streaming" or "reference" (the oracle)."""
-    known = [each.name for each in ENGINES]
-    if name not in known:
-        raise SoftlookupError(f"engine: expected one of {', '.join(known)}, got {name!r}")
-    token = _forced.set(name)
-    try:
-        yield
-    finally:
-        _forced.reset(token)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which engine runs a lookup, and why each of the others does not. Prints itself."""
-
-    engine: str
-    reasons: dict[str, str]
-
-    def __str__(self) -> str:
-        lines = [f"engine: {self.engine}"]
-        return "\n".join(lines + [f"  not {name}: {reason}" for name, reason in self.reasons.items()])
-
-
-def _plan(problem: Problem) -> tuple[ModuleType, Plan]:
-    forced, chosen_engine, reasons = _forced.get(), None, {}
-    for each in ENGINES:
-        reason = each.refusal(problem)
-        if reason is None and forced is not None and each.name != forced:
-            reason = f'not asked for: inside softlookup.engine("{forced}")'
-        if reason is None and chosen_engine is not None:
-            reason = f"can run this, but {chosen_engine.name} is preferred" + getattr(each, "drawback", "")
-        if reason is None:
-            chosen_engine = each
-        else:
-            reasons[each.name] = reason
-    if chosen_engine is None:
-        raise SoftlookupError("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
-    return chosen_engine, Plan(chosen_engine.name, reasons)
-
-
-def _autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """Under autocast, inputs are cast as torch casts those of scaled_dot_product_attention (float64 stays)."""
-    first = next((t for t in tensors if isinstance(t, Tensor)), None)
-    if first is None or not torch.is_autocast_enabled(first.device.type):
-        return tensors
-    dtype = torch.get_autocast_dtype(first.device.type)
-
-    def cast(t: Any) -> Any:
-        fits = isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64
-        return t.to(dtype) if fits else t
-
-    return tuple(cast(t) for t in tensors)
-
-
-def _dropout(p: float, seed: int | None) -> Dropout | None:
-    if not 0 <= p <= 1:
-        raise SoftlookupError(f"dropout_p: expected a probability between 0 and 1, got {p}")
-    if p == 0:
-        return None
-    return Dropout(float(p), int(torch.randint(2**62, ()).item()) if seed is None else int(seed))
-
-
-def _build(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor | None,
-    *,
-    score: Score = ScaledDot(),  # noqa: B008
-    mask: MaskLike | None = None,
-    bias: Bias | Tensor | None = None,
-    normalizer: Softmax = Softmax(),  # noqa: B008
-    scale: float | Tensor | None = None,
-    dropout_p: float = 0.0,
-    seed: int | None = None,
-    names: tuple[str, ...] = (),
-    query_offset: int | Tensor | None = None,
-    key_offset: int = 0,
-    total_keys: int | None = None,
-    sinks: int = 1,
-) -> tuple[Problem, Tensor | None, Shapes]:
-    query, key, value = _autocast(query, key, value)
-    device = query.device.type if isinstance(query, Tensor) else "cpu"
-    with torch.autocast(device, enabled=False):
-        return build(
-            query,
-            key,
-            value,
-            score=score,
-            mask=mask,
-            bias=bias,
-            normalizer=normalizer,
-            scale=scale,
-            dropout=_dropout(dropout_p, seed),
-            place=lambda length, keys: place_of(length, keys, query_offset, key_offset, total_keys),
-            visible_counts=visible_counts,
-            needs=needed(names),
-            sinks=sinks,
-        )
-
-
-def _run(problem: Problem) -> Summary:
-    """The summary from the chosen engine, (B, H, L)."""
-    with torch.autocast(problem.query.device.type, enabled=False):
-        return _plan(problem)[0].run(problem)
-
-
-def _finish(summary: Summary, problem: Problem, shift: Tensor | None, shapes: Shapes, normalizer: Softmax) -> Summary:
-    """The engine's summary in the user's shapes, with the sink to be applied when it is read."""
-    if shift is not None:
-        with torch.autocast(problem.query.device.type, enabled=False):
-            t = problem.temperature
-            shift = shift.to(problem.accumulate) / (t.squeeze(-1) if isinstance(t, Tensor) else t or 1.0)
-            summary = _shifted(summary, shift)
-    summary = map_tensors(summary, shapes.restore)
-    sink = normalizer.sink_logit(summary.log_z)
-    if sink is not None and shapes.headless:
-        sink = sink.reshape(())
-    return replace(summary, sink=sink, dtype=problem.value.dtype)
-
-
-def _shifted(summary: Summary, shift: Tensor) -> Summary:
-    """Add a per-query constant to the logits. The gradient that passes through it is that of lse, E_p[s] and the mean."""
-    some = summary.visible > 0
-    constant = torch.where(some, shift, 0)
-    zero = constant - constant.detach()  # 0 in value: carries the gradient where the maximum, a constant to autograd, cannot
-    changed: dict[str, Any] = {
-        "max_logit": summary.max_logit + constant.detach(),
-        "log_z": summary.log_z + zero,
-        "excess": None if summary.excess is None else summary.excess + zero,
-        "logit_mean": None if summary.logit_mean is None else summary.logit_mean + constant,
-    }
-    return replace(summary, **changed)
+from .summary import Stats, Summary, chosen, merge_all
 
 
 @overload
@@ -211,7 +63,6 @@ def attend(
 ) -> tuple[Tensor, Stats]: ...
 
 
-@torch.compiler.disable
 def attend(
     query: Tensor,
     key: Tensor,
@@ -249,30 +100,28 @@ def attend(
     Raises:
         SoftlookupError: one line saying what was expected and what was got.
     """
-    names = chosen(stats)
-    problem, shift, shapes = _build(
-        query,
-        key,
-        value,
-        score=score,
-        mask=mask,
-        bias=bias,
-        normalizer=normalizer,
-        scale=scale,
-        dropout_p=dropout_p,
-        seed=seed,
-        names=names,
-        query_offset=query_offset,
-        sinks=sinks,
-    )
-    raw = _run(problem)
-    summary = _finish(raw, problem, shift, shapes, normalizer)
-    if stats is None or stats is False:
-        return summary.value
-    values: dict[str, Tensor] = {}
-    for each in names:
-        values[each] = shapes.restore(_column_sums(problem, raw)) if each == "received" else summary.stats(each)  # type: ignore
-    return summary.value, Stats(values)
+    arguments: dict[str, Any] = {
+        "score": score,
+        "mask": mask,
+        "bias": bias,
+        "normalizer": normalizer,
+        "scale": scale,
+        "dropout_p": dropout_p,
+        "seed": seed,
+        "query_offset": query_offset,
+        "sinks": sinks,
+    }
+    if torch.compiler.is_compiling():
+        traced = compiled.attend(query, key, value, stats, arguments)
+        if traced is not None:
+            return traced
+    return _attend(query, key, value, stats, arguments)
+
+
+@torch.compiler.disable(reason="a score, bias or mask of one's own is Python, which runs between the parts of a compiled graph")
+def _attend(query: Tensor, key: Tensor, value: Tensor, stats: StatsLike | None, arguments: dict[str, Any]) -> Any:
+    value, values = value_and_stats(query, key, value, chosen(stats), **arguments)
+    return value if stats is None or stats is False else (value, Stats(values))
 
 
 @torch.compiler.disable
@@ -315,7 +164,7 @@ def lookup(
     names = chosen(stats)
     if "received" in names:
         raise SoftlookupError("received: expected softlookup.received(query, key), per key, got a summary, which is per query")
-    problem, shift, shapes = _build(
+    problem, shift, shapes = canonical(
         query,
         key,
         value,
@@ -332,7 +181,7 @@ def lookup(
         total_keys=total_keys,
         sinks=sinks,
     )
-    return _finish(_run(problem), problem, shift, shapes, normalizer)
+    return finish(run(problem), problem, shift, shapes, normalizer)
 
 
 def merge(*parts: Summary) -> Summary:
@@ -363,13 +212,6 @@ def _same_sink(a: Tensor | None, b: Tensor | None) -> bool:
     return a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
-def _column_sums(problem: Problem, known: Summary | None = None) -> Tensor:
-    """(B, H, S) what each key received; `known` saves the pass for the log-normalizer."""
-    if _plan(problem)[0] is reference:
-        return reference.received(problem)
-    return _received.received(problem, known)
-
-
 @torch.compiler.disable
 def received(
     query: Tensor,
@@ -386,7 +228,7 @@ def received(
 
     What KV-cache eviction ranks keys by ("heavy hitters", Zhang et al. 2023). Differentiable; memory O(n).
     """
-    problem, _, shapes = _build(
+    problem, _, shapes = canonical(
         query,
         key,
         None,
@@ -397,7 +239,7 @@ def received(
         scale=scale,
         query_offset=query_offset,
     )
-    return shapes.restore(_column_sums(problem))
+    return shapes.restore(column_sums(problem))
 
 
 @torch.compiler.disable
@@ -421,7 +263,7 @@ def divergence(
     scores = score if isinstance(score, tuple) else (score, score)
     problems = []
     for (query, key), one_mask, one_score in zip((first, second), masks, scores, strict=True):
-        problem, _, shapes = _build(
+        problem, _, shapes = canonical(
             query,
             key,
             None,
@@ -441,7 +283,7 @@ def divergence(
         raise SoftlookupError(f"divergence: expected the same dtype, batch, heads, queries and keys, got {got}")
     if a.group != b.group:
         a, b = (_ungrouped(x) for x in (a, b))
-    if _plan(a)[0] is reference:
+    if plan(a)[0] is reference:
         return shapes.restore(reference.divergence(a, b))
     return shapes.restore(_divergence.divergence(a, b))
 
@@ -456,13 +298,13 @@ def _ungrouped(problem: Problem) -> Problem:
 def explain(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Plan:
     """Which engine `attend` would use for these arguments, and why each other one is not used."""
     arguments = arguments | {"names": chosen(arguments.pop("stats", None))}
-    return _plan(_build(query, key, value, **arguments)[0])[1]
+    return plan(canonical(query, key, value, **arguments)[0])[1]
 
 
 @torch.compiler.disable
 def scores_of(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
     """Final scores (…, H, L, S), -inf where hidden: the whole matrix, for small slices. Arguments as in `attend`."""
-    problem, shift, shapes = _build(query, key, value, **arguments)
+    problem, shift, shapes = canonical(query, key, value, **arguments)
     s, visible = reference.scores(problem, reference.whole(problem))
     if shift is not None:
         s = s + shift.to(s.dtype)[..., None]
@@ -472,11 +314,11 @@ def scores_of(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Te
 @torch.compiler.disable
 def weights_of(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
     """Attention weights (…, H, L, S), after a sink if there is one: the whole matrix, for small slices."""
-    problem, shift, shapes = _build(query, key, value, **arguments)
+    problem, shift, shapes = canonical(query, key, value, **arguments)
     p = shapes.restore(reference.distribution(problem, reference.whole(problem))[0], 1)
     normalizer = arguments.get("normalizer", Softmax())
     if normalizer.sink is None:
         return p
-    weight = _finish(_run(problem), problem, shift, shapes, normalizer).stats("sink_weight")
+    weight = finish(run(problem), problem, shift, shapes, normalizer).stats("sink_weight")
     assert isinstance(weight, Tensor)
     return p * (1 - weight).unsqueeze(-1)

@@ -21,7 +21,7 @@ def both(case: Case, **more):
 
 def test_small_budgets_do_cut_blocks(budget):
     case = Case(*tensors())
-    problem = sl.operator._build(case.query, case.key, case.value)[0]
+    problem = sl.running.canonical(case.query, case.key, case.value)[0]
     cut = tiling.Tiling(problem)
     blocks = [b for q in cut.queries() for b in cut.blocks(q)]
     assert len(blocks) == 1 if tiling.CPU_SCORES > 1000 else len(blocks) > 20

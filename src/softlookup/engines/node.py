@@ -38,7 +38,13 @@ def summarize(
         outputs = _Lookup.apply(problem, forward, backward, *tensors)
         fields = dict(zip([*DIFFERENTIABLE, *PLAIN], outputs, strict=True))
     else:
-        fields = _asked_for(problem, (inference or forward)(problem))
+        return summarized(problem, (inference or forward)(problem))
+    return Summary(**fields, hard=problem.hard)
+
+
+def summarized(problem: Problem, read: Readings) -> Summary:
+    """What was asked for of what an engine read."""
+    fields: dict[str, Any] = _asked_for(problem, read)
     return Summary(**fields, hard=problem.hard)
 
 
