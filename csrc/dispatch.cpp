@@ -13,6 +13,7 @@
     namespace isa {                                                                                                        \
     bool forward(const sl_lookup&, const sl_summary&, int64_t, int64_t, int64_t, int64_t, std::atomic<uint8_t>*);          \
     bool backward(const sl_lookup&, const sl_upstream&, const sl_gradients&, int64_t, int64_t, int64_t, int64_t, int64_t); \
+    bool received(const sl_lookup&, const float*, const float*, float*, int64_t, int64_t, int64_t, int64_t);               \
     bool decode(const sl_lookup&, const sl_part&, int64_t, int64_t, int64_t, int64_t);                                     \
     void finish(const sl_lookup&, const sl_summary&, int64_t, int64_t, sl_part*, int64_t);                                 \
     void fold(const sl_fold&, int64_t, int64_t);                                                                           \
@@ -29,6 +30,7 @@ struct Kernels {
     const char* name;
     decltype(&base::forward) forward;
     decltype(&base::backward) backward;
+    decltype(&base::received) received;
     decltype(&base::decode) decode;
     decltype(&base::finish) finish;
     decltype(&base::fold) fold;
@@ -41,11 +43,11 @@ Kernels choose() {
 #ifdef SL_X86
     if (allowed("AVX-512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        return {"AVX-512", avx512::forward, avx512::backward, avx512::decode, avx512::finish, avx512::fold};
+        return {"AVX-512", avx512::forward, avx512::backward, avx512::received, avx512::decode, avx512::finish, avx512::fold};
     if (allowed("AVX2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return {"AVX2", avx2::forward, avx2::backward, avx2::decode, avx2::finish, avx2::fold};
+        return {"AVX2", avx2::forward, avx2::backward, avx2::received, avx2::decode, avx2::finish, avx2::fold};
 #endif
-    return {"portable", base::forward, base::backward, base::decode, base::finish, base::fold};
+    return {"portable", base::forward, base::backward, base::received, base::decode, base::finish, base::fold};
 }
 
 const Kernels& kernels() {
@@ -102,6 +104,18 @@ extern "C" int32_t sl_backward(const sl_lookup* lookup, const sl_upstream* upstr
         for (int64_t bg = first; bg < first + together; ++bg)
             if (!kernels().backward(l, *upstream, *out, bg / l.kv_heads, bg % l.kv_heads, part, block0, block1)) return false;
         return true;
+    });
+} catch (...) {
+    return 2;
+}
+
+extern "C" int32_t sl_received(const sl_lookup* lookup, const float* max_logit, const float* inverse_z, float* out) try {
+    const sl_lookup& l = *lookup;
+    const int64_t blocks = (l.keys + SL_KEYS - 1) / SL_KEYS, heads = l.batch * l.heads;
+    const int64_t parts = std::min<int64_t>(blocks, heads % l.threads ? 4 * l.threads : 1);
+    return outcome(heads * parts, l.threads, [&](int64_t task) {
+        const int64_t part = task / heads, bh = task % heads;
+        return kernels().received(l, max_logit, inverse_z, out, bh / l.heads, bh % l.heads, blocks * part / parts, blocks * (part + 1) / parts);
     });
 } catch (...) {
     return 2;

@@ -4,11 +4,10 @@
 
 #include <atomic>
 
-#include "additive.h"
 #include "drop.h"
 #include "moments.h"
-#include "panel.h"
 #include "readings.h"
+#include "scores.h"
 
 namespace SL_ISA {
 
@@ -19,19 +18,12 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
     const int64_t first = panel * SL_QUERIES, rows = rows_of(l, first);
     const int64_t g = h / (l.heads / l.kv_heads), wide = padded(l.value_width), lanes = lanes_of(rows);
     Scratch scratch;
-    float* packed = scratch.floats(QueryTerms::size(l));
-    QueryTerms queries{packed, scratch.floats(l.additive ? QueryTerms::size(l) : 1), scratch.floats(l.additive ? QueryTerms::size(l) : 1), 0};
-    KeyTerms of_keys{scratch.floats(l.additive ? KeyTerms::size(l) : 1), scratch.floats(l.additive ? KeyTerms::size(l) : 1), 0};
-    float* weight = scratch.floats(shared_width(l.width));
+    ScoreMaker make(l, scratch);
     float* scores = scratch.floats(SL_KEYS * SL_QUERIES);
     float* average = scratch.floats(SL_QUERIES * wide);
     float* copy = scratch.floats(SL_KEYS * wide);
     Moments& all = *(Moments*)scratch.floats(sizeof(Moments) / sizeof(float));
-    if (l.additive)
-        take_weight(l, h, weight), queries.take(l, weight, b, h, first, rows);
-    else
-        pack_queries(l, b, h, first, rows, packed);
-    if (!all_finite(packed, SL_QUERIES, l.width, lanes)) return false;
+    if (!make.take_queries(l, b, h, first, rows)) return false;
     all.clear();
     std::memset(average, 0, SL_QUERIES * wide * sizeof(float));
     const int64_t list = (int64_t)l.blocks.pattern[b * l.heads + h] * panels + panel;
@@ -44,14 +36,8 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
             if (!all_finite(k, l.key.row, keys, l.width) || !all_finite(v, l.value.row, keys, l.value_width)) return false;
             known.store(1, std::memory_order_relaxed);
         }
-        if (l.additive) {
-            of_keys.take(l, k, keys);
-            score_additively(weight, shared_width(l.width), queries, of_keys, keys, lanes, scores);
-        } else {
-            product(keys, lanes, l.width, {k, l.key.row, 1}, packed, SL_QUERIES, scores, SL_QUERIES, nullptr);
-        }
         const Block here{b, h, key, keys, first, rows, lanes};
-        if (adjusts(l)) adjust(l, here, scores, nullptr);
+        make.scores(l, k, here, scores);
         const Span at{l.key_position + key, keys, l.query_position + first, lanes, key};
         const Counted counted{l.first_sink[b], l.sinks};
         const uint8_t* hidden = bits_of(l.blocks, entry);

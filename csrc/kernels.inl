@@ -3,6 +3,7 @@
 #include "decode.h"
 #include "fold.h"
 #include "forward.h"
+#include "received.h"
 
 namespace SL_ISA {
 
@@ -14,6 +15,10 @@ bool forward(const sl_lookup& l, const sl_summary& out, int64_t b, int64_t h, in
 bool backward(const sl_lookup& l, const sl_upstream& up, const sl_gradients& out, int64_t b, int64_t g, int64_t part, int64_t block0,
               int64_t block1) {
     return backward_part(l, up, out, b, g, part, block0, block1);
+}
+
+bool received(const sl_lookup& l, const float* max_logit, const float* inverse_z, float* out, int64_t b, int64_t h, int64_t block0, int64_t block1) {
+    return received_part(l, max_logit, inverse_z, out, b, h, block0, block1);
 }
 
 bool decode(const sl_lookup& l, const sl_part& part, int64_t b, int64_t g, int64_t key0, int64_t key1) {

@@ -98,6 +98,9 @@ struct sl_gradients {
 
 SL_PUBLIC int32_t sl_backward(const sl_lookup* lookup, const sl_upstream* upstream, const sl_gradients* out);
 
+// What each key received, (B, H, S), zeros before: sum over queries of e^(s - max_logit) inverse_z, both (B, H, L).
+SL_PUBLIC int32_t sl_received(const sl_lookup* lookup, const float* max_logit, const float* inverse_z, float* out);
+
 // A block of scores (rows, columns) that something else computed, into weights in place and into the running moments of its
 // rows: state, one number per row, begins as zeros, m as -inf and best as -1 (null: not wanted).
 struct sl_fold {

@@ -189,6 +189,5 @@ def value_and_stats(
 
 def column_sums(problem: Problem, known: Summary | None = None) -> Tensor:
     """(B, H, S) what each key received; `known` saves the pass for the log-normalizer."""
-    if plan(problem)[0] is reference:
-        return reference.received(problem)
-    return _received.received(problem, known)
+    by = plan(problem)[0]
+    return reference.received(problem) if by is reference else _received.received(problem, by, known)

@@ -30,7 +30,7 @@ def agree(
         leaves = [t.detach().to(dtype).requires_grad_() for t in (*tensors, *parameters)]
         said = arguments(*leaves[3:])
         with sl.engine(engine):
-            y, s = sl.attend(*leaves[:3], stats=True, **said)
+            y, s = sl.attend(*leaves[:3], stats=[*sl.CHEAP, "received"], **said)
             with torch.no_grad():
                 plain = sl.attend(*leaves[:3], **said)
         torch.testing.assert_close(y, plain, rtol=1e-5, atol=1e-5 if dtype == torch.float32 else 1e-12)
@@ -145,3 +145,20 @@ def test_gradient_of_a_dense_bias_is_the_same_every_time():
     bias = torch.randn(300, 300, requires_grad=True)
     first, *others = (torch.autograd.grad(sl.attend(q, k, v, bias=bias).square().sum(), bias)[0] for _ in range(5))
     assert all(torch.equal(first, g) for g in others)
+
+
+@pytest.mark.parametrize(
+    "mask", [None, sl.Causal(), sl.Window(30), ~sl.Prefix(300)], ids=["all", "causal", "window", "nothing"]
+)
+@pytest.mark.parametrize(("heads", "kv_heads", "threads"), [(4, 4, 2), (4, 1, 2), (1, 1, 2), (4, 2, 3)])
+def test_received(mask, heads, kv_heads, threads):
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    q, k = torch.randn(2, heads, 250, 16), torch.randn(2, kv_heads, 300, 16)
+    single, double = ([t.detach().to(dtype).requires_grad_() for t in (q, k)] for dtype in (torch.float32, torch.float64))
+    got, want = (sl.received(*pair, mask=mask) for pair in (single, double))
+    close("received", got, want, 5e-6)
+    torch.manual_seed(1)
+    g = torch.randn(want.shape, dtype=torch.float64)
+    for a, b in zip(torch.autograd.grad(got, single, g.float()), torch.autograd.grad(want, double, g), strict=True):
+        close("gradient", a, b, 2e-5)

@@ -117,6 +117,19 @@ def _done(result: int) -> bool:
     return result == 0
 
 
+def received(problem: Problem, read: Readings) -> Tensor:
+    """(B, H, S) the weight that each key receives, from the maxima and log-normalizers of all queries."""
+    native, _ = library.load()
+    assert native is not None
+    described = _described(problem, few=False)
+    out = torch.zeros((*problem.query.shape[:2], problem.key.shape[2]))
+    if described is not None:
+        m, share = read["max_logit"].contiguous(), streaming.inverse_z(read["log_z"]).contiguous()
+        if _done(native.sl_received(ctypes.byref(described[0]), m.data_ptr(), share.data_ptr(), out.data_ptr())):
+            return out
+    return streaming.received(problem, read)
+
+
 class _Sums:
     """Where the kernels sum gradients, and the gradients of `problem.tensors()` from those sums."""
 

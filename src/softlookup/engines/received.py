@@ -7,47 +7,30 @@ With several query heads per key-value head, each has a column of the value and 
 from __future__ import annotations
 
 from dataclasses import replace
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ..problem import Problem
 from ..summary import Summary
-from .blocks import Blocks
-from .node import hand_out, revive, skeleton
-from .streaming import backward, forward, inverse_z, unnormalized
+from .node import Readings, hand_out, revive, skeleton
 
 
-def received(problem: Problem, known: Summary | None = None) -> Tensor:
-    """(B, H, S) in the accumulation dtype. known: this problem's summary, if there is one already."""
+def received(problem: Problem, engine: ModuleType, known: Summary | None = None) -> Tensor:
+    """(B, H, S) in the accumulation dtype. engine: by what; known: this problem's summary, if there is one already."""
     read = None if known is None else {"max_logit": known.max_logit.detach(), "log_z": known.log_z.detach()}
-    return _Received.apply(problem, read, *problem.tensors())
-
-
-def _sums(problem: Problem, read: dict[str, Tensor]) -> Tensor:
-    walk = Blocks(problem)
-    batch, heads = problem.query.shape[:2]
-    out = torch.zeros((batch, heads, problem.key.shape[2]), dtype=walk.dtype, device=problem.query.device)
-    m, log_z = read["max_logit"].unsqueeze(-1), read["log_z"].unsqueeze(-1)
-    m = m.masked_fill(m.isneginf(), 0)
-    for at in walk.tiling.queries():
-        query = walk.query(at)
-        top, share = walk.query_rows(at, m), inverse_z(walk.query_rows(at, log_z))
-        for block in walk.tiling.blocks(at):
-            p = unnormalized(walk.scores(query, block), top, problem.hard, walk.work)[1].mul_(share)
-            part = out[(*at.heads, slice(block.col0, block.col1))]
-            part.add_(walk.four(at, p).sum(2).reshape(part.shape))
-    return out
+    return _Received.apply(problem, engine, read, *problem.tensors())
 
 
 class _Received(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, problem: Problem, read: dict[str, Tensor] | None, *tensors: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx, problem: Problem, engine: ModuleType, read: Readings | None, *tensors: Tensor) -> Tensor:  # noqa: ANN001
         problem = replace(problem, needs=frozenset(), dropout=None)
-        ctx.skeleton = skeleton(problem)
+        ctx.skeleton, ctx.engine = skeleton(problem), engine
         ctx.save_for_backward(*tensors)
         problem = problem.with_tensors([t.detach() for t in tensors])
-        return _sums(problem, forward(replace(problem, value=_blank(problem))) if read is None else read)
+        return engine.received(problem, engine.forward(replace(problem, value=_blank(problem))) if read is None else read)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # noqa: ANN001, ANN205
@@ -59,9 +42,10 @@ class _Received(torch.autograd.Function):
         one = torch.eye(group, dtype=grad.dtype, device=grad.device).repeat(kv, 1)[None, :, None, :]
         problem = replace(problem, value=own)
         with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
-            into = backward(problem, forward(problem), {"average": one.expand(batch, heads, length, group)})
+            read = ctx.engine.forward(problem)
+            into = ctx.engine.backward(problem, read, {"average": one.expand(batch, heads, length, group)})
         into[2] = torch.zeros_like(tensors[2])
-        return None, None, *hand_out(into, tensors, ctx.needs_input_grad[2:])
+        return None, None, None, *hand_out(into, tensors, ctx.needs_input_grad[3:])
 
 
 def _blank(problem: Problem) -> Tensor:

@@ -261,6 +261,23 @@ def inverse_z(log_z: Tensor) -> Tensor:
     return torch.exp(-log_z).nan_to_num(nan=0.0)
 
 
+def received(problem: Problem, read: Readings) -> Tensor:
+    """(B, H, S) the weight that each key receives, from the maxima and log-normalizers of all queries."""
+    walk = Blocks(problem)
+    batch, heads = problem.query.shape[:2]
+    out = torch.zeros((batch, heads, problem.key.shape[2]), dtype=walk.dtype, device=problem.query.device)
+    m, log_z = read["max_logit"].unsqueeze(-1), read["log_z"].unsqueeze(-1)
+    m = m.masked_fill(m.isneginf(), 0)
+    for at in walk.tiling.queries():
+        query = walk.query(at)
+        top, share = walk.query_rows(at, m), inverse_z(walk.query_rows(at, log_z))
+        for block in walk.tiling.blocks(at):
+            p = unnormalized(walk.scores(query, block), top, problem.hard, walk.work)[1].mul_(share)
+            part = out[(*at.heads, slice(block.col0, block.col1))]
+            part.add_(walk.four(at, p).sum(2).reshape(part.shape))
+    return out
+
+
 def _upstream(
     weights: Weighting,
     at: Queries,
