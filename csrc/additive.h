@@ -82,13 +82,12 @@ inline void sum_fractions(const F* above, const F* below, F& numerator, F& denom
 }
 
 template <int COUNT>
-inline void scores_by_fractions(const float* u, int64_t width, const QueryTerms& queries, const KeyTerms& keys, int64_t rows, int64_t lanes,
-                                float* scores) {
+inline void scores_by_fractions(const float* u, int64_t width, const QueryTerms& queries, const KeyTerms& keys, Part part, float* scores) {
     float all = 0;
     for (int64_t d = 0; d < width; ++d) all += u[d];
-    for (int64_t lane = 0; lane < lanes; lane += LANES)
-        for (int64_t j = 0; j < rows; ++j) {
-            const float *q = queries.exponential + lane, *weighted = queries.weighted + lane, *k = keys.exponential + j * width;
+    for (int64_t lane = part.lane0; lane < part.lane1; lane += LANES)
+        for (int64_t j = 0; j < part.keys; ++j) {
+            const float *q = queries.exponential + lane, *weighted = queries.weighted + lane, *k = keys.exponential + (part.key + j) * width;
             F sum = splat(all);
             for (int64_t d = 0; d < width; d += COUNT) {
                 F above[COUNT], below[COUNT], n, m;
@@ -101,25 +100,24 @@ inline void scores_by_fractions(const float* u, int64_t width, const QueryTerms&
         }
 }
 
-inline void scores_by_tanh(const float* u, int64_t width, const QueryTerms& queries, const KeyTerms& keys, int64_t rows, int64_t lanes, float* scores) {
-    for (int64_t lane = 0; lane < lanes; lane += LANES)
-        for (int64_t j = 0; j < rows; ++j) {
+inline void scores_by_tanh(const float* u, int64_t width, const QueryTerms& queries, const KeyTerms& keys, Part part, float* scores) {
+    for (int64_t lane = part.lane0; lane < part.lane1; lane += LANES)
+        for (int64_t j = 0; j < part.keys; ++j) {
             F sum{};
-            for (int64_t d = 0; d < width; ++d) sum += u[d] * tanh(load(queries.plain + d * SL_QUERIES + lane) + keys.plain[j * width + d]);
+            for (int64_t d = 0; d < width; ++d) sum += u[d] * tanh(load(queries.plain + d * SL_QUERIES + lane) + keys.plain[(part.key + j) * width + d]);
             store(scores + j * SL_QUERIES + lane, sum);
         }
 }
 
-// Scores of a block of `rows` keys, as products have them: a row for each key.
-inline void score_additively(const float* u, int64_t width, const QueryTerms& queries, const KeyTerms& keys, int64_t rows, int64_t lanes,
-                             float* scores) {
+// Scores of a part of a block, as products have them: a row for each key, from the part's first on.
+inline void score_additively(const float* u, int64_t width, const QueryTerms& queries, const KeyTerms& keys, Part part, float* scores) {
     const float reach = std::max(queries.reach, keys.reach);
     if (reach <= REACH_OF_MOST)
-        scores_by_fractions<MOST_SHARE>(u, width, queries, keys, rows, lanes, scores);
+        scores_by_fractions<MOST_SHARE>(u, width, queries, keys, part, scores);
     else if (reach <= REACH)
-        scores_by_fractions<SHARE>(u, width, queries, keys, rows, lanes, scores);
+        scores_by_fractions<SHARE>(u, width, queries, keys, part, scores);
     else
-        scores_by_tanh(u, width, queries, keys, rows, lanes, scores);
+        scores_by_tanh(u, width, queries, keys, part, scores);
 }
 
 // tanh of SHARE dimensions: from the exponentials of columns q and of one key's numbers k if FACTORED.
@@ -136,18 +134,17 @@ inline void tanh_of(const F* q, const float* k, F* t) {
 }
 
 template <bool FACTORED>
-inline void gradients_of_tanh(int64_t width, const float* columns, const float* rows, const float* ds, int64_t keys, int64_t lanes, float* dq,
-                              float* dk, float* du) {
+inline void gradients_of_tanh(int64_t width, const float* columns, const float* rows, const float* ds, Part part, float* dq, float* dk, float* du) {
     for (int64_t d = 0; d < width; d += SHARE) {
         F weight[SHARE];
         for (int n = 0; n < SHARE; ++n) weight[n] = load(du + (d + n) * LANES);
-        for (int64_t j = 0; j < keys; ++j) {
+        for (int64_t j = 0; j < part.keys; ++j) {
             F key[SHARE] = {};
-            for (int64_t lane = 0; lane < lanes; lane += LANES) {
+            for (int64_t lane = part.lane0; lane < part.lane1; lane += LANES) {
                 const F upstream = load(ds + j * SL_QUERIES + lane);
                 F q[SHARE], t[SHARE];
                 for (int n = 0; n < SHARE; ++n) q[n] = load(columns + (d + n) * SL_QUERIES + lane);
-                tanh_of<FACTORED>(q, rows + j * width + d, t);
+                tanh_of<FACTORED>(q, rows + (part.key + j) * width + d, t);
                 for (int n = 0; n < SHARE; ++n) {
                     const F weighted = upstream * t[n], inner = upstream - weighted * t[n];
                     float* at = dq + (d + n) * SL_QUERIES + lane;
@@ -156,7 +153,7 @@ inline void gradients_of_tanh(int64_t width, const float* columns, const float* 
                     weight[n] += weighted;
                 }
             }
-            for (int n = 0; n < SHARE; ++n) dk[j * width + d + n] += total(key[n]);
+            for (int n = 0; n < SHARE; ++n) dk[(part.key + j) * width + d + n] += total(key[n]);
         }
         for (int n = 0; n < SHARE; ++n) store(du + (d + n) * LANES, weight[n]);
     }
@@ -164,12 +161,11 @@ inline void gradients_of_tanh(int64_t width, const float* columns, const float* 
 
 // Adds sum_j ds (1 - t^2) to `dq` (columns), sum_i ds (1 - t^2) to `dk` (rows), both still to be multiplied by u, and
 // sum_ij ds t to `du` (LANES numbers for each dimension).
-inline void pull_additively(int64_t width, const QueryTerms& queries, const KeyTerms& keys, const float* ds, int64_t rows, int64_t lanes, float* dq,
-                            float* dk, float* du) {
+inline void pull_additively(int64_t width, const QueryTerms& queries, const KeyTerms& keys, const float* ds, Part part, float* dq, float* dk, float* du) {
     if (std::max(queries.reach, keys.reach) <= REACH)
-        gradients_of_tanh<true>(width, queries.exponential, keys.exponential, ds, rows, lanes, dq, dk, du);
+        gradients_of_tanh<true>(width, queries.exponential, keys.exponential, ds, part, dq, dk, du);
     else
-        gradients_of_tanh<false>(width, queries.plain, keys.plain, ds, rows, lanes, dq, dk, du);
+        gradients_of_tanh<false>(width, queries.plain, keys.plain, ds, part, dq, dk, du);
 }
 
 // One query and one key, for few queries: lanes are dimensions.

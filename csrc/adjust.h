@@ -6,9 +6,9 @@
 
 namespace SL_ISA {
 
-// Keys key … key + keys and rows first … first + rows of the queries of head h of batch entry b, in `lanes` lanes.
+// Keys key … key + keys of head h of batch entry b, and lanes lane0 … lane1 of a panel that holds queries first … first + rows.
 struct Block {
-    int64_t b, h, key, keys, first, rows, lanes;
+    int64_t b, h, key, keys, first, rows, lane0, lane1;
 };
 
 inline bool adjusts(const sl_lookup& l) {
@@ -49,7 +49,7 @@ inline F coolness(const sl_lookup& l, const Block& at, int64_t r) {
 inline void adjust(const sl_lookup& l, const Block& at, float* scores, float* slopes) {
     const float* key_bias = l.key_bias ? l.key_bias + at.b * l.key_bias_batch + at.h * l.key_bias_head + at.key : nullptr;
     const float* dense = l.dense ? l.dense + at.b * l.dense_batch + at.h * l.dense_head + at.first * l.dense_row + at.key * l.dense_column : nullptr;
-    for (int64_t r = 0; r < at.lanes; r += LANES) {
+    for (int64_t r = at.lane0; r < at.lane1; r += LANES) {
         const F tau = coolness(l, at, r);
         for (int64_t j = 0; j < at.keys; ++j) {
             float* row = scores + j * SL_QUERIES + r;
@@ -73,7 +73,7 @@ struct AddedTo {
 // From the gradient of final scores to that of what queries and keys gave, in place. finals: the final scores, for `temperature`.
 inline void unadjust(const sl_lookup& l, const Block& at, float* ds, const float* slopes, const float* finals, const AddedTo& to) {
     if (!adjusts(l)) return;
-    for (int64_t r = 0; r < at.lanes; r += LANES) {
+    for (int64_t r = at.lane0; r < at.lane1; r += LANES) {
         const F tau = coolness(l, at, r);
         const int64_t count = at.rows - r < LANES ? at.rows - r : LANES;
         F by_score{};

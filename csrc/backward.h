@@ -37,7 +37,7 @@ struct Coefficients {
 // Scores become e^t and dP becomes dS, both 0 where hidden.
 template <bool MASKED, bool STATISTICS>
 void differentiate(float* scores, float* dp, const uint8_t* bits, Span at, Counted counted, const Coefficients& all) {
-    for (int64_t lane = 0; lane < at.lanes; lane += LANES) {
+    for (int64_t lane = at.lane0; lane < at.lane1; lane += LANES) {
         const F m = load(all.m + lane), c0 = load(all.c0 + lane);
         F c1, c2, c3, c4, c5, sink, distance, i;
         if (STATISTICS) {
@@ -104,16 +104,14 @@ struct PackedHead {
             } else {
                 pack_queries(l, b, h, first, count, columns + panel * l.width * SL_QUERIES);
             }
-            for (int64_t r = 0; up.average.data && r < count; ++r) {
-                const float *g = row_of(up.average, b, h, first + r), inverse = up.inverse_z[base + first + r];
-                float *row = upstream + (first + r) * wide, *column = upstream_columns + panel * l.value_width * SL_QUERIES + r;
-                for (int64_t d = 0; d < l.value_width; ++d) column[d * SL_QUERIES] = row[d] = g[d] * inverse;
-            }
+            if (!up.average.data) continue;
+            const float* g = row_of(up.average, b, h, first);
+            pack_columns(g, up.average.row, count, l.value_width, 1, up.inverse_z + base + first, upstream_columns + panel * l.value_width * SL_QUERIES);
+            for (int64_t r = 0; r < count; ++r)
+                for (int64_t d = 0; d < l.value_width; ++d) upstream[(first + r) * wide + d] = g[r * up.average.row + d] * up.inverse_z[base + first + r];
         }
         if (!l.additive) rows = whole_vectors(row_of(l.query, b, h, 0), l.query.row, l.queries, l.width, copy);
-        const float* queries = l.additive ? plain : columns;
-        return all_finite(queries, SL_QUERIES, panels * (l.additive ? shared_width(l.width) : l.width), SL_QUERIES) &&
-               all_finite(upstream, wide, l.queries, wide);
+        return all_finite(row_of(l.query, b, h, 0), l.query.row, l.queries, l.width) && all_finite(upstream, wide, l.queries, wide);
     }
 
   private:
@@ -126,8 +124,8 @@ inline void add_rows(const float* from, int64_t from_row, float scale, float* to
 }
 
 // Where the gradients of what is added to the scores of a block lie.
-inline AddedTo added_to(const sl_lookup& l, const sl_gradients& out, int64_t part, const Block& at) {
-    const int64_t head = (part * l.batch + at.b) * l.heads + at.h;
+inline AddedTo added_to(const sl_lookup& l, const sl_gradients& out, int64_t part_number, const Block& at) {
+    const int64_t head = (part_number * l.batch + at.b) * l.heads + at.h;
     AddedTo to{nullptr, nullptr, nullptr, out.dense_row, out.dense_column};
     if (out.relative) to.relative = out.relative + head * (l.queries + l.keys - 1);
     if (out.temperature) to.temperature = out.temperature + head * l.queries + at.first;
@@ -136,7 +134,7 @@ inline AddedTo added_to(const sl_lookup& l, const sl_gradients& out, int64_t par
 }
 
 // Blocks of keys block0 … block1 of key-value head g. False where something that is not finite was met.
-inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gradients& out, int64_t b, int64_t g, int64_t part,
+inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gradients& out, int64_t b, int64_t g, int64_t part_number,
                           int64_t block0, int64_t block1) {
     const int64_t group = l.heads / l.kv_heads, panels = (l.queries + SL_QUERIES - 1) / SL_QUERIES;
     const int64_t wide = l.additive ? shared_width(l.width) : padded(l.width), value_wide = padded(l.value_width);
@@ -158,6 +156,7 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
     int64_t* cursor = (int64_t*)scratch.floats(2 * panels);
     PackedHead head(l, panels, scratch);
     for (int64_t r = 0; r < SL_QUERIES; ++r) kept[r] = 1;
+    const Counted counted{l.first_sink[b], l.sinks};
     for (int64_t h = g * group; h < (g + 1) * group; ++h) {
         if (!head.take(l, up, b, h, panels)) return false;
         const int64_t base = (b * l.heads + h) * l.queries, lists = (int64_t)l.blocks.pattern[b * l.heads + h] * panels;
@@ -189,52 +188,54 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                         key_rows = whole_vectors(k, l.key.row, keys, l.width, key_copy);
                     fresh = false;
                 }
-                const int64_t first = panel * SL_QUERIES, rows = rows_of(l, first), lanes = lanes_of(rows);
-                const Block here{b, h, key, keys, first, rows, lanes};
-                if (l.additive)
-                    score_additively(head.weight, wide, head.terms[panel], of_keys, keys, lanes, scores);
-                else
-                    product(keys, lanes, l.width, {k, l.key.row, 1}, head.columns + panel * l.width * SL_QUERIES, SL_QUERIES, scores, SL_QUERIES, nullptr);
-                if (adjusts(l)) adjust(l, here, scores, l.map != SL_IDENTITY ? slopes : nullptr);
-                if (out.temperature) std::memcpy(finals, scores, SL_KEYS * SL_QUERIES * sizeof(float));
-                product(keys, lanes, l.value_width, {v, l.value.row, 1}, head.upstream_columns + panel * l.value_width * SL_QUERIES, SL_QUERIES, dp,
-                        SL_QUERIES, nullptr);
-                drop(l, here, dp);
-                const Span at{l.key_position + key, keys, l.query_position + first, lanes, key};
-                const Counted counted{l.first_sink[b], l.sinks};
+                const int64_t first = panel * SL_QUERIES, rows = rows_of(l, first);
                 const uint8_t* hidden = bits_of(l.blocks, entry);
-                const Coefficients& c = coefficients[panel];
-                if (statistics)
-                    hidden ? differentiate<true, true>(scores, dp, hidden, at, counted, c) : differentiate<false, true>(scores, dp, hidden, at, counted, c);
-                else
-                    hidden ? differentiate<true, false>(scores, dp, hidden, at, counted, c) : differentiate<false, false>(scores, dp, hidden, at, counted, c);
-                drop(l, here, scores);
-                product(keys, value_wide, rows, {scores, SL_QUERIES, 1}, head.upstream + first * value_wide, value_wide, dv, value_wide, kept);
-                unadjust(l, here, dp, slopes, finals, added_to(l, out, part, here));
-                if (out.key_bias)
-                    for (int64_t j = 0; j < keys; ++j) {
-                        float sum = 0;
-                        for (int64_t r = 0; r < rows; ++r) sum += dp[j * SL_QUERIES + r];
-                        out.key_bias[(b * l.heads + h) * l.keys + key + j] += sum;
-                    }
-                if (l.additive) {
-                    pull_additively(wide, head.terms[panel], of_keys, dp, keys, lanes, dq + panel * of_panel, dk, du);
-                } else {
-                    product(keys, wide, rows, {dp, SL_QUERIES, 1}, head.rows.data + first * head.rows.row, head.rows.row, dk, wide, kept);
-                    product(lanes, wide, keys, {dp, 1, SL_QUERIES}, key_rows.data, key_rows.row, dq + panel * of_panel, wide, kept);
-                }
+                for_each_part(hidden, keys, lanes_of(rows), [&](Part part) {
+                    const int64_t at0 = part.lane0, lanes = part.lane1 - at0, queries = std::min(part.lane1, rows) - at0;
+                    const Block here{b, h, key + part.key, part.keys, first, rows, at0, part.lane1};
+                    const float* own = k + part.key * l.key.row;
+                    if (l.additive)
+                        score_additively(head.weight, wide, head.terms[panel], of_keys, part, scores);
+                    else
+                        product(part.keys, lanes, l.width, {own, l.key.row, 1}, head.columns + panel * l.width * SL_QUERIES + at0, SL_QUERIES, scores + at0,
+                                SL_QUERIES, nullptr);
+                    if (adjusts(l)) adjust(l, here, scores, l.map != SL_IDENTITY ? slopes : nullptr);
+                    if (out.temperature) std::memcpy(finals, scores, part.keys * SL_QUERIES * sizeof(float));
+                    product(part.keys, lanes, l.value_width, {v + part.key * l.value.row, l.value.row, 1},
+                            head.upstream_columns + panel * l.value_width * SL_QUERIES + at0, SL_QUERIES, dp + at0, SL_QUERIES, nullptr);
+                    drop(l, here, dp);
+                    const Span at{l.key_position + here.key, part.keys, l.query_position + first, at0, part.lane1, here.key};
+                    const Coefficients& c = coefficients[panel];
+                    const uint8_t* bits = from_key(hidden, part.key);
+                    if (statistics)
+                        bits ? differentiate<true, true>(scores, dp, bits, at, counted, c) : differentiate<false, true>(scores, dp, bits, at, counted, c);
+                    else
+                        bits ? differentiate<true, false>(scores, dp, bits, at, counted, c) : differentiate<false, false>(scores, dp, bits, at, counted, c);
+                    drop(l, here, scores);
+                    product(part.keys, value_wide, queries, {scores + at0, SL_QUERIES, 1}, head.upstream + (first + at0) * value_wide, value_wide,
+                            dv + part.key * value_wide, value_wide, kept);
+                    unadjust(l, here, dp, slopes, finals, added_to(l, out, part_number, here));
+                    for (int64_t j = 0; out.key_bias && j < part.keys; ++j)
+                        for (int64_t r = at0; r < at0 + queries; ++r) out.key_bias[(b * l.heads + h) * l.keys + here.key + j] += dp[j * SL_QUERIES + r];
+                    if (l.additive)
+                        return pull_additively(wide, head.terms[panel], of_keys, dp, part, dq + panel * of_panel, dk, du);
+                    product(part.keys, wide, queries, {dp + at0, SL_QUERIES, 1}, head.rows.data + (first + at0) * head.rows.row, head.rows.row,
+                            dk + part.key * wide, wide, kept);
+                    product(lanes, wide, part.keys, {dp + at0, 1, SL_QUERIES}, key_rows.data + part.key * key_rows.row, key_rows.row,
+                            dq + panel * of_panel + at0 * wide, wide, kept);
+                });
             }
             if (fresh) continue;
             for (int64_t n = 0; l.additive && n < keys * wide; ++n) dk[n] *= head.weight[n % wide];
             add_rows(dk, wide, l.scale, out.key + ((b * l.kv_heads + g) * l.keys + key) * l.width, keys, l.width);
             add_rows(dv, value_wide, 1, out.value + ((b * l.kv_heads + g) * l.keys + key) * l.value_width, keys, l.value_width);
         }
-        float* to = out.query + ((part * l.batch * l.heads * l.queries) + base) * l.width;
+        float* to = out.query + ((part_number * l.batch * l.heads * l.queries) + base) * l.width;
         for (int64_t r = 0; r < l.queries; ++r)
             for (int64_t d = 0; d < l.width; ++d)
                 to[r * l.width + d] = l.additive ? head.weight[d] * dq[r / SL_QUERIES * of_panel + d * SL_QUERIES + r % SL_QUERIES] : l.scale * dq[r * wide + d];
         for (int64_t d = 0; out.additive && d < l.width; ++d)
-            out.additive[((part * l.batch + b) * l.heads + h) * l.width + d] = total(load(du + d * LANES));
+            out.additive[((part_number * l.batch + b) * l.heads + h) * l.width + d] = total(load(du + d * LANES));
     }
     return true;
 }

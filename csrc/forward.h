@@ -25,7 +25,8 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
     Moments& all = *(Moments*)scratch.floats(sizeof(Moments) / sizeof(float));
     if (!make.take_queries(l, b, h, first, rows)) return false;
     all.clear();
-    std::memset(average, 0, SL_QUERIES * wide * sizeof(float));
+    std::memset(average, 0, lanes * wide * sizeof(float));
+    const Counted counted{l.first_sink[b], l.sinks};
     const int64_t list = (int64_t)l.blocks.pattern[b * l.heads + h] * panels + panel;
     for (int64_t entry = l.blocks.start[list]; entry < l.blocks.start[list + 1]; ++entry) {
         const int64_t key = l.blocks.block[entry] * SL_KEYS, keys = l.keys - key < SL_KEYS ? l.keys - key : SL_KEYS;
@@ -36,22 +37,25 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
             if (!all_finite(k, l.key.row, keys, l.width) || !all_finite(v, l.value.row, keys, l.value_width)) return false;
             known.store(1, std::memory_order_relaxed);
         }
-        const Block here{b, h, key, keys, first, rows, lanes};
-        make.scores(l, k, here, scores);
-        const Span at{l.key_position + key, keys, l.query_position + first, lanes, key};
-        const Counted counted{l.first_sink[b], l.sinks};
+        make.take_keys(l, k, keys);
         const uint8_t* hidden = bits_of(l.blocks, entry);
-        if (hidden)
-            add_block<true>(scores, hidden, at, counted, l.statistics, all);
-        else
-            add_block<false>(scores, nullptr, at, counted, l.statistics, all);
-        drop(l, here, scores);
         const Rows right = whole_vectors(v, l.value.row, keys, l.value_width, copy);
-        product(lanes, wide, keys, {scores, 1, SL_QUERIES}, right.data, right.row, average, wide, all.fade);
+        for_each_part(hidden, keys, lanes, [&](Part part) {
+            const Block here{b, h, key + part.key, part.keys, first, rows, part.lane0, part.lane1};
+            make.scores(l, part, here, scores);
+            const Span at{l.key_position + here.key, part.keys, l.query_position + first, part.lane0, part.lane1, here.key};
+            if (hidden)
+                add_block<true>(scores, from_key(hidden, part.key), at, counted, l.statistics, all);
+            else
+                add_block<false>(scores, nullptr, at, counted, l.statistics, all);
+            drop(l, here, scores);
+            product(part.lane1 - part.lane0, wide, part.keys, {scores + part.lane0, 1, SL_QUERIES}, right.data + part.key * right.row, right.row,
+                    average + part.lane0 * wide, wide, all.fade + part.lane0);
+        });
     }
     for (int64_t r = 0; r < rows; ++r)
         write_row(l, out, (b * l.heads + h) * l.queries + first + r, all.row(r, l.key_position), average + r * wide);
-    return all_finite(all.z, SL_QUERIES, 1, SL_QUERIES);
+    return all_finite(all.z, SL_QUERIES, 1, lanes);
 }
 
 }  // namespace SL_ISA

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "readings.h"
 #include "softlookup.h"
@@ -47,10 +48,10 @@ struct Moments {
     void merge(int64_t at, const Sums& sum, F near, F mean_before, F flat_near, F flat_before, F sink_here);
 };
 
-// Where a block lies: position of its first key, number of keys, position of the panel's first query, lanes in use, and the
-// row of its first key among the keys.
+// What is at hand of a block: position of its first key, number of keys, position of the panel's first query, lanes, and the row
+// of its first key among the keys.
 struct Span {
-    int64_t key, keys, query, lanes, row;
+    int64_t key, keys, query, lane0, lane1, row;
 };
 
 struct Counted {
@@ -69,22 +70,27 @@ inline I visible(const uint8_t* bits, int64_t key, int64_t lane) {
 
 // Chains of dependent operations run down the keys; GROUP vectors of queries side by side keep the processor busy meanwhile.
 constexpr int TOP_GROUP = 4, WEIGHT_GROUP = LANES == 16 ? 2 : 1;
-static_assert(SL_QUERIES % (TOP_GROUP * LANES) == 0);
 
-// Lanes that a panel of so many queries uses: the last one is often short.
-inline int64_t lanes_of(int64_t queries) { return (queries + TOP_GROUP * LANES - 1) / (TOP_GROUP * LANES) * (TOP_GROUP * LANES); }
+// Calls body(group, lane) for GROUP vectors at a time, and for what is left one by one.
+template <int GROUP, class Body>
+inline void in_groups(Span at, const Body& body) {
+    int64_t lane = at.lane0;
+    for (; lane + GROUP * LANES <= at.lane1; lane += GROUP * LANES) body(std::integral_constant<int, GROUP>{}, lane);
+    for (; lane < at.lane1; lane += LANES) body(std::integral_constant<int, 1>{}, lane);
+}
 
 // The running maximum, its first key and the number of visible keys; hidden scores become -inf.
 template <bool MASKED, bool STATISTICS>
 void find_top(float* scores, const uint8_t* bits, Span at, Moments& all) {
-    for (int64_t lane = 0; lane < at.lanes; lane += TOP_GROUP * LANES) {
-        F m[TOP_GROUP], n[TOP_GROUP] = {};
-        I best[TOP_GROUP];
-        for (int g = 0; g < TOP_GROUP; ++g) m[g] = load(all.m + lane + g * LANES), best[g] = load(all.best + lane + g * LANES);
+    in_groups<TOP_GROUP>(at, [&](auto group, int64_t lane) {
+        constexpr int GROUP = decltype(group)::value;
+        F m[GROUP], n[GROUP] = {};
+        I best[GROUP];
+        for (int g = 0; g < GROUP; ++g) m[g] = load(all.m + lane + g * LANES), best[g] = load(all.best + lane + g * LANES);
         for (int64_t j = 0; j < at.keys; ++j) {
             float* s = scores + j * SL_QUERIES + lane;
 #pragma GCC unroll 4
-            for (int g = 0; g < TOP_GROUP; ++g) {
+            for (int g = 0; g < GROUP; ++g) {
                 F x = load(s + g * LANES);
                 if (MASKED) {
                     I seen = visible(bits, j, lane + g * LANES);
@@ -95,7 +101,7 @@ void find_top(float* scores, const uint8_t* bits, Span at, Moments& all) {
                 m[g] = max(x, m[g]);
             }
         }
-        for (int g = 0; g < TOP_GROUP; ++g) {
+        for (int g = 0; g < GROUP; ++g) {
             const int64_t to = lane + g * LANES;
             F old = load(all.m + to), finite = MASKED ? (m[g] == splat(-INF) ? F{} : m[g]) : m[g];
             store(all.moved + to, old - finite);
@@ -104,30 +110,31 @@ void find_top(float* scores, const uint8_t* bits, Span at, Moments& all) {
             store(all.seen + to, MASKED ? n[g] : splat((float)at.keys));
             if (STATISTICS) store(all.best + to, best[g]);
         }
-    }
+    });
 }
 
 // Scores become weights e^t; gives nothing but their sum.
 template <bool MASKED>
 void weigh(float* scores, Span at, Moments& all) {
-    for (int64_t lane = 0; lane < at.lanes; lane += TOP_GROUP * LANES) {
-        F m[TOP_GROUP], z[TOP_GROUP] = {};
-        for (int g = 0; g < TOP_GROUP; ++g) m[g] = all.finite_top<MASKED>(lane + g * LANES);
+    in_groups<TOP_GROUP>(at, [&](auto group, int64_t lane) {
+        constexpr int GROUP = decltype(group)::value;
+        F m[GROUP], z[GROUP] = {};
+        for (int g = 0; g < GROUP; ++g) m[g] = all.finite_top<MASKED>(lane + g * LANES);
         for (int64_t j = 0; j < at.keys; ++j) {
             float* s = scores + j * SL_QUERIES + lane;
 #pragma GCC unroll 4
-            for (int g = 0; g < TOP_GROUP; ++g) {
+            for (int g = 0; g < GROUP; ++g) {
                 F e = exp(load(s + g * LANES) - m[g]);
                 store(s + g * LANES, e);
                 z[g] += e;
             }
         }
-        for (int g = 0; g < TOP_GROUP; ++g) {
+        for (int g = 0; g < GROUP; ++g) {
             const int64_t to = lane + g * LANES;
             store(all.z + to, load(all.z + to) * load(all.fade + to) + z[g]);
             store(all.count + to, load(all.count + to) + load(all.seen + to));
         }
-    }
+    });
 }
 
 // Mean of a block's visible scores.
@@ -161,8 +168,8 @@ constexpr Steps STEPS;
 
 template <bool MASKED, Side SIDE>
 void weigh_and_measure(float* scores, Span at, Counted counted, Moments& all) {
-    constexpr int GROUP = WEIGHT_GROUP;
-    for (int64_t lane = 0; lane < at.lanes; lane += GROUP * LANES) {
+    in_groups<WEIGHT_GROUP>(at, [&](auto group, int64_t lane) {
+        constexpr int GROUP = decltype(group)::value;
         F m[GROUP], mean_before[GROUP], near[GROUP], flat_mean[GROUP], flat_before[GROUP], sink[GROUP] = {};
         F i[GROUP];  // the query's position, counted from the block's first key
         Sums sums[GROUP];
@@ -212,7 +219,7 @@ void weigh_and_measure(float* scores, Span at, Counted counted, Moments& all) {
             if (SIDE == Side::AFTER) sums[g].d += sums[g].z * -i[g];
             all.merge(lane + g * LANES, sums[g], near[g], mean_before[g], flat_mean[g], flat_before[g], sink[g]);
         }
-    }
+    });
 }
 
 // The mean of two parts, the second with this share; counted from the heavier one, so that a negligible one costs no digits.
@@ -248,9 +255,9 @@ void add_block(float* scores, const uint8_t* bits, Span at, Counted counted, boo
         return;
     }
     find_top<MASKED, true>(scores, bits, at, all);
-    if (at.key + at.keys - 1 <= at.query)
+    if (at.key + at.keys - 1 <= at.query + at.lane0)
         weigh_and_measure<MASKED, Side::BEFORE>(scores, at, counted, all);
-    else if (at.key >= at.query + at.lanes - 1)
+    else if (at.key >= at.query + at.lane1 - 1)
         weigh_and_measure<MASKED, Side::AFTER>(scores, at, counted, all);
     else
         weigh_and_measure<MASKED, Side::STRADDLES>(scores, at, counted, all);

@@ -44,13 +44,22 @@ inline void tile(int64_t depth, Left left, const float* b, int64_t b_row, float*
 // Tiles of 6 x 4 vectors fill the 32 registers of AVX-512, of 6 x 2 the 16 of others: accumulators, a row of B and one number of A.
 constexpr int TILE_ROWS = 6, TILE_WIDTH = LANES == 16 ? 4 : 2;
 
+// At most ROWS rows as one tile.
+template <int ROWS, int WIDTH>
+inline void last_rows(int64_t rows, int64_t depth, Left left, const float* b, int64_t b_row, float* c, int64_t c_row, const float* fade) {
+    if constexpr (ROWS > 0) {
+        if (rows == ROWS) return tile<ROWS, WIDTH>(depth, left, b, b_row, c, c_row, fade);
+        last_rows<ROWS - 1, WIDTH>(rows, depth, left, b, b_row, c, c_row, fade);
+    }
+}
+
 template <int WIDTH>
 inline void strip(int64_t rows, int64_t depth, Left left, const float* b, int64_t b_row, float* c, int64_t c_row, const float* fade) {
+    constexpr int ROWS = WIDTH == 1 ? 2 * TILE_ROWS : TILE_ROWS;  // chains of dependent additions to keep the processor busy
     int64_t m = 0;
-    for (; m + TILE_ROWS <= rows; m += TILE_ROWS)
-        tile<TILE_ROWS, WIDTH>(depth, {left.a + m * left.row, left.row, left.column}, b, b_row, c + m * c_row, c_row, fade ? fade + m : fade);
-    for (; m < rows; ++m)
-        tile<1, WIDTH>(depth, {left.a + m * left.row, left.row, left.column}, b, b_row, c + m * c_row, c_row, fade ? fade + m : fade);
+    for (; m + ROWS <= rows; m += ROWS)
+        tile<ROWS, WIDTH>(depth, {left.a + m * left.row, left.row, left.column}, b, b_row, c + m * c_row, c_row, fade ? fade + m : fade);
+    last_rows<ROWS - 1, WIDTH>(rows - m, depth, {left.a + m * left.row, left.row, left.column}, b, b_row, c + m * c_row, c_row, fade ? fade + m : fade);
 }
 
 // C (rows x columns), columns a multiple of LANES.

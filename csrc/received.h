@@ -8,10 +8,10 @@ namespace SL_ISA {
 
 // Adds e^(s - m) / Z, summed over the panel's queries, to each key's sum.
 template <bool MASKED>
-void add_weights(const float* scores, const uint8_t* bits, int64_t keys, int64_t lanes, const float* m, const float* inverse_z, float* sums) {
-    for (int64_t j = 0; j < keys; ++j) {
+void add_weights(const float* scores, const uint8_t* bits, Part part, const float* m, const float* inverse_z, float* sums) {
+    for (int64_t j = 0; j < part.keys; ++j) {
         F sum{};
-        for (int64_t lane = 0; lane < lanes; lane += LANES) {
+        for (int64_t lane = part.lane0; lane < part.lane1; lane += LANES) {
             F weight = exp(load(scores + j * SL_QUERIES + lane) - load(m + lane)) * load(inverse_z + lane);
             if (MASKED) weight = visible(bits, j, lane) ? weight : F{};
             sum += weight;
@@ -43,13 +43,16 @@ inline bool received_part(const sl_lookup& l, const float* max_logit, const floa
             const int64_t key = block * SL_KEYS, keys = l.keys - key < SL_KEYS ? l.keys - key : SL_KEYS;
             const float* k = row_of(l.key, b, g, key);
             if (!all_finite(k, l.key.row, keys, l.width)) return false;
-            make.scores(l, k, {b, h, key, keys, first, rows, lanes}, scores);
+            make.take_keys(l, k, keys);
             const uint8_t* hidden = bits_of(l.blocks, entry);
-            float* sums = out + (b * l.heads + h) * l.keys + key;
-            if (hidden)
-                add_weights<true>(scores, hidden, keys, lanes, m, share, sums);
-            else
-                add_weights<false>(scores, nullptr, keys, lanes, m, share, sums);
+            for_each_part(hidden, keys, lanes, [&](Part part) {
+                make.scores(l, part, {b, h, key + part.key, part.keys, first, rows, part.lane0, part.lane1}, scores);
+                float* sums = out + (b * l.heads + h) * l.keys + key + part.key;
+                if (hidden)
+                    add_weights<true>(scores, from_key(hidden, part.key), part, m, share, sums);
+                else
+                    add_weights<false>(scores, nullptr, part, m, share, sums);
+            });
         }
     }
     return all_finite(out + (b * l.heads + h) * l.keys + block0 * SL_KEYS, 0, 1, std::min(block1 * SL_KEYS, l.keys) - block0 * SL_KEYS);

@@ -20,21 +20,28 @@ struct ScoreMaker {
             take_weight(l, h, weight), queries.take(l, weight, b, h, first, rows);
         else
             pack_queries(l, b, h, first, rows, columns);
-        return all_finite(columns, SL_QUERIES, l.width, SL_QUERIES);
+        return all_finite(columns, SL_QUERIES, l.width, lanes_of(rows));
     }
 
-    void scores(const sl_lookup& l, const float* k, const Block& at, float* to) {
-        if (l.additive) {
-            keys.take(l, k, at.keys);
-            score_additively(weight, shared_width(l.width), queries, keys, at.keys, at.lanes, to);
-        } else {
-            product(at.keys, at.lanes, l.width, {k, l.key.row, 1}, columns, SL_QUERIES, to, SL_QUERIES, nullptr);
-        }
+    // The block of keys that `scores` is about: k, its first row.
+    void take_keys(const sl_lookup& l, const float* k, int64_t count) {
+        block = k;
+        if (l.additive) keys.take(l, k, count);
+    }
+
+    // Rows from 0 on, lanes as in the panel. at: what `part` is of all.
+    void scores(const sl_lookup& l, Part part, const Block& at, float* to) {
+        if (l.additive)
+            score_additively(weight, shared_width(l.width), queries, keys, part, to);
+        else
+            product(part.keys, part.lane1 - part.lane0, l.width, {block + part.key * l.key.row, l.key.row, 1}, columns + part.lane0, SL_QUERIES,
+                    to + part.lane0, SL_QUERIES, nullptr);
         if (adjusts(l)) adjust(l, at, to, nullptr);
     }
 
   private:
     float* columns;  // (width, SL_QUERIES)
+    const float* block = nullptr;
     QueryTerms queries;
     KeyTerms keys;
     float* weight;

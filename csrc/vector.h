@@ -56,6 +56,24 @@ inline F sqrt(F x) {
     return load(lanes);
 }
 
+// LANES rows of LANES numbers, transposed. Each round puts row i and row i + LANES / 2 together like the two halves of a deck
+// of cards; after log2(LANES) rounds columns have become rows.
+inline void transpose(F* rows) {
+    I low, high;
+    for (int l = 0; l < LANES; ++l) low[l] = l / 2 + l % 2 * LANES, high[l] = low[l] + LANES / 2;
+#pragma GCC unroll 8
+    for (int round = 1; round < LANES; round *= 2) {
+        F next[LANES];
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES / 2; ++i) {
+            next[2 * i] = __builtin_shuffle(rows[i], rows[i + LANES / 2], low);
+            next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + LANES / 2], high);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; ++i) rows[i] = next[i];
+    }
+}
+
 // The sum of all lanes.
 inline float total(F x) {
     float lanes[LANES];
