@@ -43,9 +43,10 @@ lint: $(READY)  ## ruff, mypy, and the contract that a module imports only from 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## both engines against torch's fused attention, and the cost of looking
-	$(BIN)/python benchmarks/attention.py --json benchmarks/native.json
-	$(BIN)/python benchmarks/attention.py --engine streaming --json benchmarks/streaming.json
+bench: $(READY)  ## against every peer that can be installed, and the cost of looking (about ten minutes)
+	@$(PIP) install -r requirements/torch.txt -r requirements/dev.txt -r requirements/bench.txt \
+		|| echo "make: expected to install requirements/bench.txt; peers that are missing are left out"
+	$(BIN)/python benchmarks/peers.py --json benchmarks/peers.json --markdown
 	$(BIN)/python benchmarks/looking.py
 
 docs: $(READY)  ## build the site into site/

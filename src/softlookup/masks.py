@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from enum import Enum
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ class Mask:
         return False
 
     def key(self) -> Hashable:
-        """Equal for masks that hide the same where what they hide depends on i - j alone; else None."""
+        """Equal for masks that hide the same; None where telling would cost as much as looking."""
         return None
 
     def at_rows(self, rows: Tensor) -> Mask:
@@ -105,6 +106,10 @@ def _as_mask(mask: object) -> Mask:
     if callable(mask) and not isinstance(mask, type):
         return MaskFunction(mask)
     raise SoftlookupError(f"mask: expected a Mask, a boolean tensor or a function to combine with, got {describe(mask)}")
+
+
+def _content(tensor: Tensor) -> Hashable:
+    return tuple(tensor.shape), tensor.dtype, blake2b(tensor.cpu().contiguous().numpy(), digest_size=16).digest()
 
 
 def _brief(x: object) -> str:
@@ -317,6 +322,9 @@ class Prefix(Mask):
                 f"{self._what}: expected an int or an integer tensor of shape (B,), got {describe(self.length)}"
             )
 
+    def key(self) -> Hashable:
+        return type(self), _content(self.length)
+
     def visible(self, tile: Tile) -> Tensor:
         length = self.length.to(tile.j.device)
         return tile.j < (length[tile.batch] if length.ndim else length)
@@ -349,6 +357,9 @@ class Padding(Mask):
         if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.ndim != 2:
             raise SoftlookupError(f"Padding: expected a boolean tensor of shape (B, S), got {describe(keep)}")
         self.keep = keep
+
+    def key(self) -> Hashable:
+        return type(self), _content(self.keep)
 
     def visible(self, tile: Tile) -> Tensor:
         keep = self.keep.to(tile.j.device)
@@ -385,6 +396,9 @@ class Documents(Mask):
                 raise SoftlookupError(f"Documents: expected integer {name} of shape (S,) or (B, S), got {describe(t)}")
         self.ids = ids if ids.ndim == 2 else ids[None]
         self.query_ids = query_ids if query_ids is None or query_ids.ndim == 2 else query_ids[None]
+
+    def key(self) -> Hashable:
+        return type(self), _content(self.ids), None if self.query_ids is None else _content(self.query_ids)
 
     def _pick(self, ids: Tensor, tile: Tile, at: Tensor) -> Tensor:
         ids = ids.to(at.device)

@@ -14,6 +14,9 @@ from ..problem import Problem
 from ..tile import Region, Tile
 from .library import KEYS, QUERIES
 
+AT_ONCE = 16
+"""Blocks that a mask is asked about in one go, where asking block by block would mostly be Python."""
+
 Entry = tuple[int, int]
 """A block of keys and the index of its bits, -1 where all of it is visible."""
 
@@ -31,14 +34,15 @@ class BlockLists:
 
 
 def block_lists(problem: Problem) -> BlockLists:
-    """The lists of a problem whose queries stand at consecutive positions; those of masks by i - j alone are kept."""
+    """The lists of a problem whose queries stand at consecutive positions; those of masks with a key are kept."""
     batch, heads, length, _ = problem.query.shape
     first, what = problem.place.queries, problem.mask.key()
     assert isinstance(first, int)
     ask = _Question(problem.mask, batch, heads, length, problem.key.shape[2], first, problem.place.key_offset)
     if what is None:
         return _lists(ask)
-    key = what, batch * heads, length, ask.keys, first - ask.key_offset
+    place = first - ask.key_offset if problem.mask.relative() else (first, ask.key_offset)
+    key = what, batch, heads, length, ask.keys, place
     lists = _KEPT.get(key)
     if lists is None:
         if len(_KEPT) >= _MOST_KEPT:
@@ -139,44 +143,37 @@ class _Walk:
     def _split(self, rows: Region, block0: int, block1: int) -> Iterator[Entry]:
         j0, j1 = self.key_offset + block0 * KEYS, self.key_offset + min(block1 * KEYS, self.keys)
         region = Region(rows.b0, rows.b1, rows.h0, rows.h1, rows.row0, rows.row1, rows.i0, rows.i1, j0, j1)
-        if block1 - block0 == 1:
-            bits = self._leaf(region)
+        kind = region.i0 - j0, region.i1 - region.i0, j1 - j0
+        if block1 - block0 == 1 and self.alike and kind in self.known:
+            bits = self.known[kind]  # blocks along a diagonal share theirs
             if bits is not None:
                 yield block0, bits
             return
         cover = self.mask.cover(region)
-        if cover is Cover.FULL:
-            yield from ((block, -1) for block in range(block0, block1))
-        elif cover is Cover.PARTIAL:
+        if cover is Cover.PARTIAL and block1 - block0 > (1 if self.alike else AT_ONCE):
             middle = (block0 + block1) // 2
             yield from self._split(rows, block0, middle)
             yield from self._split(rows, middle, block1)
+            return
+        found = self._look(region) if cover is Cover.PARTIAL else [None if cover is Cover.EMPTY else -1] * (block1 - block0)
+        if block1 - block0 == 1:
+            self.known[kind] = found[0]
+        yield from ((block0 + n, bits) for n, bits in enumerate(found) if bits is not None)
 
-    def _leaf(self, region: Region) -> int | None:
-        """Index of the block's bits, -1 where all is visible, None where nothing is; blocks along a diagonal share theirs."""
-        if not self.alike:
-            return self._look(region)
-        kind = region.i0 - region.j0, region.i1 - region.i0, region.j1 - region.j0
-        if kind not in self.known:
-            self.known[kind] = self._look(region)
-        return self.known[kind]
-
-    def _look(self, region: Region) -> int | None:
-        cover = self.mask.cover(region)
-        if cover is not Cover.PARTIAL:
-            return -1 if cover is Cover.FULL else None
-        seen = self.mask.visible(Tile(region, self.positions[region.row0 : region.row1], 1))
-        if seen.all():
-            return -1
-        if not seen.any():
-            return None
+    def _look(self, region: Region) -> list[int | None]:
+        """For each block of a region the index of its bits, -1 where all is visible, None where nothing is."""
         size = region.row1 - region.row0, region.j1 - region.j0
-        self.bits.append(_packed(seen[(None,) * (4 - seen.ndim)][0, 0].expand(size), region))
-        return len(self.bits) - 1
-
-
-def _packed(seen: Tensor, region: Region) -> np.ndarray:
-    """A boolean block (L', S') or broadcastable to it, transposed and padded to (KEYS, QUERIES / 8) bytes."""
-    full = np.zeros((KEYS, QUERIES), bool)
-    full[: region.j1 - region.j0, : region.row1 - region.row0] = seen.cpu().numpy().T
-    return np.packbits(full, axis=1, bitorder="little")
+        seen = self.mask.visible(Tile(region, self.positions[region.row0 : region.row1], 1))
+        seen = seen[(None,) * (4 - seen.ndim)][0, 0].expand(size).cpu()
+        count = -(-size[1] // KEYS)
+        full = np.zeros((count * KEYS, QUERIES), bool)
+        full[: size[1], : size[0]] = seen.numpy().T
+        blocks = full.reshape(count, KEYS, QUERIES)
+        pairs = np.minimum(KEYS, size[1] - KEYS * np.arange(count)) * size[0]
+        visible = blocks.sum((1, 2), dtype=np.int64)
+        found: list[int | None] = []
+        for block, some, every in zip(blocks, visible, pairs, strict=True):
+            found.append(None if some == 0 else -1 if some == every else len(self.bits))
+            if 0 < some < every:
+                self.bits.append(np.packbits(block, axis=1, bitorder="little"))
+        return found
