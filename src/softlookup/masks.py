@@ -109,7 +109,7 @@ def _as_mask(mask: object) -> Mask:
 
 
 def _content(tensor: Tensor) -> Hashable:
-    return tuple(tensor.shape), tensor.dtype, blake2b(tensor.cpu().contiguous().numpy(), digest_size=16).digest()
+    return tuple(tensor.shape), tensor.dtype, blake2b(tensor.cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
 
 
 def _brief(x: object) -> str:
