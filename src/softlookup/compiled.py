@@ -38,7 +38,7 @@ from .masks import (
 )
 from .normalizers import Softmax
 from .problem import Problem, Shapes, flatten
-from .running import StatsLike, autocast, plan, value_and_stats
+from .running import StatsLike, autocast, choose, value_and_stats
 from .scores import Additive, Bilinear, Cosine, Dot, Gaussian, Hyperbolic, ScaledDot
 from .summary import Stats, Summary, chosen, needed
 
@@ -177,7 +177,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, tensors: list[Tensor], te
     kept: dict[str, Tensor] = {}
 
     def run(problem: Problem) -> Summary:
-        engine = plan(problem)[0]
+        engine = choose(problem)
         if not hasattr(engine, "backward"):
             raise UnsupportedError(f"torch.compile: expected the native or the streaming engine, got {engine.name}")
         kept.update(engine.forward(problem))
@@ -236,7 +236,7 @@ def _attend_backward(
         known = dict(zip(_readings(needed(call.names)), readings, strict=True))
 
         def run(problem: Problem) -> Summary:
-            return node.summarize(problem, lambda _: known, plan(problem)[0].backward)
+            return node.summarize(problem, lambda _: known, choose(problem).backward)
 
         outputs = call.outputs(leaves[0], leaves[1], leaves[2], run)
         pairs = [(y, g) for y, g in zip(outputs, grads, strict=False) if g is not None and y.requires_grad]

@@ -116,6 +116,11 @@ class Shapes:
     heads: int
     headless: bool
 
+    @property
+    def canonical(self) -> bool:
+        """True where the user's shapes are the engines'."""
+        return len(self.lead) == 1 and not self.headless
+
     def restore(self, tensor: Tensor, trailing: int = 0) -> Tensor:
         """(B, H, L, …) back to (…, H, L, …) with `trailing` dimensions after L."""
         rest = tensor.shape[2:]
@@ -151,8 +156,9 @@ def flatten(query: Tensor, key: Tensor, value: Tensor | None) -> tuple[Tensor, T
         raise SoftlookupError(f"value: expected the key's {kv_heads} heads, got {four[2].shape[-3]}")
     if heads % kv_heads:
         raise SoftlookupError(f"key: expected a number of heads that divides the query's {heads}, got {kv_heads}")
+    leads = [t.shape[:-3] for t in four]
     try:
-        lead = torch.broadcast_shapes(*(t.shape[:-3] for t in four))
+        lead = leads[0] if all(x == leads[0] for x in leads) else torch.broadcast_shapes(*leads)
     except RuntimeError:
         got = ", ".join(str(tuple(t.shape)) for t in named.values())
         raise SoftlookupError(f"query, key, value: expected leading dimensions that broadcast, got {got}") from None
@@ -163,7 +169,7 @@ def flatten(query: Tensor, key: Tensor, value: Tensor | None) -> tuple[Tensor, T
     if widest >= MOST_ELEMENTS:
         got = ", ".join(str(tuple(t.shape)) for t in named.values())
         raise SoftlookupError(f"query, key, value: expected fewer than 2^31 elements together, got {widest} of {got}")
-    flat = [t.expand(*lead, *t.shape[-3:]).reshape(batch, *t.shape[-3:]) for t in four]
+    flat = [t if t.shape[:-3] == (batch,) else t.expand(*lead, *t.shape[-3:]).reshape(batch, *t.shape[-3:]) for t in four]
     return flat[0], flat[1], (flat[2] if value is not None else None), Shapes(tuple(lead), heads, headless)
 
 
@@ -356,8 +362,10 @@ def settle(form: Form, scale: float | Tensor | None, score: Score, heads: int) -
     if isinstance(scale, Tensor):
         query = form.query * per_head(scale, "scale", heads, form.query)[..., None]
         return replace(form, query=query, scale=1.0, shift=None), shift
-    if not isinstance(scale, Real) or not math.isfinite(scale):
+    if not isinstance(scale, (float, Real)) or not math.isfinite(scale):
         raise SoftlookupError(f"scale: expected a finite number, got {scale!r}")
+    if shift is None and scale is form.scale:
+        return form, None
     return replace(form, scale=float(scale), shift=None), shift
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -57,7 +57,17 @@ class Plan:
         return "\n".join(lines + [f"  not {name}: {reason}" for name, reason in self.reasons.items()])
 
 
+def choose(problem: Problem) -> ModuleType:
+    """The engine that runs the problem."""
+    if _forced.get() is None:
+        for each in ENGINES:
+            if each.refusal(problem) is None:
+                return each
+    return plan(problem)[0]
+
+
 def plan(problem: Problem) -> tuple[ModuleType, Plan]:
+    """The engine that runs the problem, and why."""
     forced, chosen_engine, reasons = _forced.get(), None, {}
     for each in ENGINES:
         reason = each.refusal(problem)
@@ -88,6 +98,10 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     return tuple(cast(t) for t in tensors)
 
 
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def _dropout(p: float, seed: int | None) -> Dropout | None:
     if not 0 <= p <= 1:
         raise SoftlookupError(f"dropout_p: expected a probability between 0 and 1, got {p}")
@@ -115,8 +129,7 @@ def canonical(
     sinks: int = 1,
 ) -> tuple[Problem, Tensor | None, Shapes]:
     query, key, value = autocast(query, key, value)
-    device = query.device.type if isinstance(query, Tensor) else "cpu"
-    with torch.autocast(device, enabled=False):
+    with without_autocast(query.device.type if isinstance(query, Tensor) else "cpu"):
         return build(
             query,
             key,
@@ -136,22 +149,23 @@ def canonical(
 
 def run(problem: Problem) -> Summary:
     """The summary from the chosen engine, (B, H, L)."""
-    with torch.autocast(problem.query.device.type, enabled=False):
-        return plan(problem)[0].run(problem)
+    with without_autocast(problem.query.device.type):
+        return choose(problem).run(problem)
 
 
 def finish(summary: Summary, problem: Problem, shift: Tensor | None, shapes: Shapes, normalizer: Softmax) -> Summary:
     """The engine's summary in the user's shapes, with the sink to be applied when it is read."""
     if shift is not None:
-        with torch.autocast(problem.query.device.type, enabled=False):
+        with without_autocast(problem.query.device.type):
             t = problem.temperature
             shift = shift.to(problem.accumulate) / (t.squeeze(-1) if isinstance(t, Tensor) else t or 1.0)
             summary = _shifted(summary, shift)
-    summary = map_tensors(summary, shapes.restore)
+    if not shapes.canonical:
+        summary = map_tensors(summary, shapes.restore)
     sink = normalizer.sink_logit(summary.log_z)
-    if sink is not None and shapes.headless:
-        sink = sink.reshape(())
-    return replace(summary, sink=sink, dtype=problem.value.dtype)
+    if sink is None:
+        return summary
+    return replace(summary, sink=sink.reshape(()) if shapes.headless else sink)
 
 
 def _shifted(summary: Summary, shift: Tensor) -> Summary:
@@ -178,8 +192,7 @@ def value_and_stats(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The value and the statistics of these names. by: what runs the problem; arguments as `canonical` has them."""
     problem, shift, shapes = canonical(query, key, value, names=names, **arguments)
-    with torch.autocast(problem.query.device.type, enabled=False):
-        raw = by(problem)
+    raw = by(problem)
     summary = finish(raw, problem, shift, shapes, arguments["normalizer"])
     values: dict[str, Tensor] = {}
     for each in names:
@@ -189,5 +202,5 @@ def value_and_stats(
 
 def column_sums(problem: Problem, known: Summary | None = None) -> Tensor:
     """(B, H, S) what each key received; `known` saves the pass for the log-normalizer."""
-    by = plan(problem)[0]
+    by = choose(problem)
     return reference.received(problem) if by is reference else _received.received(problem, by, known)

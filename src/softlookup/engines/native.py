@@ -218,6 +218,8 @@ def _biases(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
     """The sum of biases by i - j, (H, L + S - 1), and of all others, (B, H, L, S) expanded."""
     relative: Tensor | None = None
     dense: Tensor | None = None
+    if not problem.biases:
+        return relative, dense
     offsets = _offsets(problem)
     for bias in problem.biases:
         table = bias.by_offset(offsets)
@@ -241,7 +243,8 @@ def _biases(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
 
 def _readable(x: Tensor) -> Tensor:
     """A tensor in float32 with unit stride in its last dimension; itself where it is so already."""
-    x = x.to(torch.float32)
+    if x.dtype != torch.float32:
+        x = x.to(torch.float32)
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -278,7 +281,8 @@ def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[objec
     relative, dense = _biases(problem)
     if any(x is not None and not bool(x.isfinite().all()) for x in (bias, relative, dense)):
         return None
-    first = torch.as_tensor(problem.first_key).to("cpu", torch.int64).expand(batch).contiguous()
+    first = problem.first_key
+    firsts = (ctypes.c_int64 * batch)(*([first] * batch if isinstance(first, int) else first.expand(batch).tolist()))
     lookup = library.Lookup(
         batch=batch,
         heads=heads,
@@ -294,7 +298,7 @@ def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[objec
         inverse_temperature=1.0 if coolness is not None else fold / float(temperature),
         query_position=problem.place.queries,
         key_position=problem.place.key_offset,
-        first_sink=first.data_ptr(),
+        first_sink=ctypes.addressof(firsts),
         sinks=problem.sinks,
         statistics=bool(problem.needs),
         threads=torch.get_num_threads(),
@@ -320,7 +324,7 @@ def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[objec
     if dense is not None:
         lookup.dense = dense.data_ptr()
         lookup.dense_batch, lookup.dense_head, lookup.dense_row, lookup.dense_column = dense.stride()
-    kept = query, key, value, weight, coolness, bias, relative, dense, first
+    kept = query, key, value, weight, coolness, bias, relative, dense, firsts
     visible: object
     if few:
         visible = seen = all_pairs(problem)

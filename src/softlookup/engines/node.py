@@ -39,13 +39,13 @@ def summarize(
         fields = dict(zip([*DIFFERENTIABLE, *PLAIN], outputs, strict=True))
     else:
         return summarized(problem, (inference or forward)(problem))
-    return Summary(**fields, hard=problem.hard)
+    return Summary(**fields, hard=problem.hard, dtype=problem.value.dtype)
 
 
 def summarized(problem: Problem, read: Readings) -> Summary:
     """What was asked for of what an engine read."""
     fields: dict[str, Any] = _asked_for(problem, read)
-    return Summary(**fields, hard=problem.hard)
+    return Summary(**fields, hard=problem.hard, dtype=problem.value.dtype)
 
 
 def _asked_for(problem: Problem, read: Readings) -> Readings:

@@ -123,6 +123,7 @@ def run(problem: Problem) -> Summary:
         sink_mass=(p * sinks).sum(-1),
         distance=(p * (tile.i - tile.j).abs()).sum(-1),
         hard=problem.hard,
+        dtype=problem.value.dtype,
     )
 
 
