@@ -64,24 +64,12 @@ inline bool decode_part(const sl_lookup& l, const sl_part& part, int64_t b, int6
     return all_finite(f.z, rows, 1, rows);
 }
 
-// Row r of `part` into row r of `whole`: means and variances merge as Chan, Golub & LeVeque (1983) merge.
+// Row r of `part` into row r of `whole`.
 inline void merge_row(const sl_part& part, int64_t r, int64_t wide, sl_part& whole) {
-    const sl_fold &x = part.moments, &y = whole.moments;
-    if (!(x.count[r] > 0)) return;
-    const float m = std::max(x.m[r], y.m[r]), fx = std::exp(x.m[r] - m), fy = y.count[r] > 0 ? std::exp(y.m[r] - m) : 0;
-    const float zx = x.z[r] * fx, zy = y.z[r] * fy, z = zx + zy, share = zx / z;
-    const float mean_x = x.mean[r] + (x.m[r] - m), mean_y = y.count[r] > 0 ? y.mean[r] + (y.m[r] - m) : mean_x, apart = mean_x - mean_y;
-    const float n = x.count[r] + y.count[r], n_share = x.count[r] / n, flat_apart = y.count[r] > 0 ? x.flat_mean[r] - y.flat_mean[r] : 0;
-    if (x.m[r] > y.m[r]) y.best[r] = x.best[r];
-    y.var[r] = x.var[r] * fx + y.var[r] * fy + zy * share * apart * apart;
-    y.mean[r] = share < 0.5f ? mean_y + share * apart : mean_x - (1 - share) * apart;
-    y.flat_var[r] += x.flat_var[r] + y.count[r] * n_share * flat_apart * flat_apart;
-    y.flat_mean[r] = n_share < 0.5f ? y.flat_mean[r] + n_share * flat_apart : x.flat_mean[r] - (1 - n_share) * flat_apart;
-    y.c[r] = x.c[r] * fx * fx + y.c[r] * fy * fy;
-    y.distance[r] = x.distance[r] * fx + y.distance[r] * fy;
-    y.sink[r] = x.sink[r] * fx + y.sink[r] * fy;
-    y.m[r] = m, y.z[r] = z, y.count[r] = n;
-    for (int64_t d = 0; d < wide; ++d) whole.average[r * wide + d] = part.average[r * wide + d] * fx + whole.average[r * wide + d] * fy;
+    float fades[2];
+    put_row(whole.moments, r, merged(row_of(whole.moments, r), row_of(part.moments, r), fades));
+    float *to = whole.average + r * wide, *from = part.average + r * wide;
+    for (int64_t d = 0; d < wide; ++d) to[d] = to[d] * fades[0] + from[d] * fades[1];
 }
 
 }  // namespace SL_ISA

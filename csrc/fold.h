@@ -5,8 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "softlookup.h"
-#include "vector.h"
+#include "readings.h"
 
 namespace SL_ISA {
 
@@ -72,11 +71,18 @@ inline void fold_row(const sl_fold& f, int64_t r, const uint8_t* seen) {
     float top;
     int64_t column;
     find_top<MASKED>(row, top, column);
-    const float old = f.m[r], m = std::max(old, top), base = m == -INF ? 0 : m;
-    if (f.best && top > old) f.best[r] = f.position + column;
-    float fade = old == -INF ? 0 : std::exp(old - base);
-    f.m[r] = m, f.fade[r] = fade;
-    const float n_here = MASKED ? row.visible() : (float)f.columns;
+    const RowMoments before = row_of(f, r);
+    const float old = before.m, m = std::max(old, top), base = m == -INF ? 0 : m;
+    RowMoments here{m, 0, 0, 0, 0, 0, 0, 0, 0, 0, f.position + column};
+    if (!(top > old)) here.best = before.best;
+    here.count = MASKED ? row.visible() : (float)f.columns;
+    const auto put = [&] {
+        float fades[2];
+        const RowMoments both = merged(before, here, fades);
+        put_row(f, r, both);
+        f.fade[r] = fades[0];
+        if (!(both.z == both.z)) f.m[r] = NAN;
+    };
     if (!f.statistics) {
         F z{};
         row.map<false>([&](F x, int64_t) {
@@ -84,14 +90,12 @@ inline void fold_row(const sl_fold& f, int64_t r, const uint8_t* seen) {
             z += e;
             return e;
         });
-        f.z[r] = f.z[r] * fade + total(z);
-        f.count[r] += n_here;
-        if (!(f.z[r] == f.z[r])) f.m[r] = NAN;
-        return;
+        here.z = total(z);
+        return put();
     }
     // Means and variances are taken from near the mean, so that squares do not cancel: from the mean so far, or, where the
     // maximum moves and that may count for little, together with the first few keys of this block and the maximum.
-    const float z_before = f.z[r] * fade, mean = z_before > 0 ? f.mean[r] + (old - base) : 0, n_before = f.count[r];
+    const float z_before = old == -INF ? 0 : before.z * std::exp(old - base), mean = z_before > 0 ? before.mean + (old - base) : 0;
     float near = mean;
     if (top > old) {
         F z{}, a{};
@@ -103,14 +107,14 @@ inline void fold_row(const sl_fold& f, int64_t r, const uint8_t* seen) {
         const float weight = z_before + total(z);
         near = (z_before * mean + total(a)) / std::max(1.f, weight);  // the maximum itself has weight 1
     }
-    float flat = f.flat_mean[r];
-    if (n_before < n_here) {  // squares from a mean of fewer keys than there are here could cancel
+    float flat = before.flat_mean > -INF ? before.flat_mean : 0;
+    if (before.count < here.count) {  // squares from a mean of fewer keys than there are here could cancel
         F sum{};
         row.map<false>([&](F x, int64_t) {
             sum += x > splat(-INF) ? x : F{};
             return x;
         });
-        flat = total(sum) / std::max(1.f, n_here);
+        flat = total(sum) / std::max(1.f, here.count);
     }
     F z{}, c{}, a1{}, a2{}, finite{}, u1{}, u2{}, d{}, s{};
     F j = __builtin_convertvector(lane_numbers(), F) + splat((float)(f.position - (f.query_position ? f.query_position[r % f.entry_rows % f.queries] : 0)));
@@ -137,21 +141,12 @@ inline void fold_row(const sl_fold& f, int64_t r, const uint8_t* seen) {
         }
         return e;
     });
-    const float z_here = total(z), z_all = z_before + z_here, share = z_all > 0 ? z_here / z_all : 0, a = total(a1);
-    const float offset = z_here > 0 ? a / z_here : 0, apart = z_here > 0 ? near + offset - mean : 0;
-    f.z[r] = z_all;
-    f.var[r] = f.var[r] * fade + std::max(0.f, total(a2) - a * offset) + z_before * share * apart * apart;
-    f.mean[r] = share < 0.5f ? mean + share * apart : near + offset - (1 - share) * apart;
-    f.c[r] = f.c[r] * fade * fade + total(c);
-    f.distance[r] = f.distance[r] * fade + total(d);
-    f.sink[r] = f.sink[r] * fade + total(s);
-    const float n_all = n_before + n_here, n_share = n_all > 0 ? n_here / n_all : 0, u = total(u1), flat_offset = n_here > 0 ? u / n_here : 0;
-    const float flat_apart = n_here > 0 ? flat + flat_offset - f.flat_mean[r] : 0;
-    f.count[r] = n_all;
-    f.flat_var[r] += std::max(0.f, total(u2) - u * flat_offset) + n_before * n_share * flat_apart * flat_apart;
-    if (n_here > 0) f.flat_mean[r] = n_share < 0.5f ? f.flat_mean[r] + n_share * flat_apart : flat + flat_offset - (1 - n_share) * flat_apart;
-    if (total(finite) < n_here) f.flat_mean[r] = -INF, f.flat_var[r] = NAN;  // a visible score of -inf
-    if (!(z_all == z_all)) f.m[r] = NAN;
+    here.z = total(z), here.c = total(c), here.distance = total(d), here.sink = total(s);
+    const float a = total(a1), offset = here.z > 0 ? a / here.z : 0, u = total(u1), flat_offset = here.count > 0 ? u / here.count : 0;
+    here.mean = near + offset, here.var = std::max(0.f, total(a2) - a * offset);
+    here.flat_mean = total(finite) < here.count ? -INF : flat + flat_offset;
+    here.flat_var = std::max(0.f, total(u2) - u * flat_offset);
+    put();
 }
 
 inline void fold_rows(const sl_fold& f, int64_t row0, int64_t row1) {

@@ -30,9 +30,8 @@ void finish(const sl_lookup& l, const sl_summary& out, int64_t b, int64_t g, sl_
     const int64_t rows = l.heads / l.kv_heads * l.queries, wide = padded(l.value_width);
     for (int64_t r = 0; r < rows; ++r) {
         for (int64_t p = 1; p < count; ++p) merge_row(parts[p], r, wide, parts[0]);
-        const sl_fold& x = parts[0].moments;
-        const RowMoments all{x.m[r], x.z[r], x.mean[r], x.var[r], x.c[r], x.distance[r], x.sink[r], x.count[r], x.flat_mean[r], x.flat_var[r], x.best[r]};
-        write_row(l, out, (b * l.heads + g * (l.heads / l.kv_heads)) * l.queries + r, all, parts[0].average + r * wide);
+        const int64_t at = (b * l.heads + g * (l.heads / l.kv_heads)) * l.queries + r;
+        write_row(l, out, at, row_of(parts[0].moments, r), parts[0].average + r * wide);
     }
 }
 
