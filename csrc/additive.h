@@ -31,7 +31,7 @@ struct QueryTerms {
     float *plain, *exponential, *weighted;
     float reach;
 
-    static int64_t size(const sl_lookup& l) { return shared_width(l.width) * SL_QUERIES; }
+    static int64_t size(const sl_lookup& l) { return shared_width(l.width) * ROW; }
 
     void take(const sl_lookup& l, const float* u, int64_t b, int64_t h, int64_t first, int64_t rows) {
         std::memset(plain, 0, size(l) * sizeof(float));
@@ -41,7 +41,7 @@ struct QueryTerms {
         for (int64_t n = 0; n < size(l); n += LANES) {
             const F e = exp(load(plain + n) * -2.f);
             store(exponential + n, e);
-            store(weighted + n, e * (-2.f * u[n / SL_QUERIES]));
+            store(weighted + n, e * (-2.f * u[n / ROW]));
         }
     }
 };
@@ -92,11 +92,11 @@ inline void scores_by_fractions(const float* u, int64_t width, const QueryTerms&
             for (int64_t d = 0; d < width; d += COUNT) {
                 F above[COUNT], below[COUNT], n, m;
 #pragma GCC unroll 8
-                for (int c = 0; c < COUNT; ++c, q += SL_QUERIES, weighted += SL_QUERIES) above[c] = load(weighted), below[c] = load(q) + k[d + c];
+                for (int c = 0; c < COUNT; ++c, q += ROW, weighted += ROW) above[c] = load(weighted), below[c] = load(q) + k[d + c];
                 sum_fractions<COUNT>(above, below, n, m);
                 sum += n / m;
             }
-            store(scores + j * SL_QUERIES + lane, sum);
+            store(scores + j * ROW + lane, sum);
         }
 }
 
@@ -104,8 +104,8 @@ inline void scores_by_tanh(const float* u, int64_t width, const QueryTerms& quer
     for (int64_t lane = part.lane0; lane < part.lane1; lane += LANES)
         for (int64_t j = 0; j < part.keys; ++j) {
             F sum{};
-            for (int64_t d = 0; d < width; ++d) sum += u[d] * tanh(load(queries.plain + d * SL_QUERIES + lane) + keys.plain[(part.key + j) * width + d]);
-            store(scores + j * SL_QUERIES + lane, sum);
+            for (int64_t d = 0; d < width; ++d) sum += u[d] * tanh(load(queries.plain + d * ROW + lane) + keys.plain[(part.key + j) * width + d]);
+            store(scores + j * ROW + lane, sum);
         }
 }
 
@@ -141,13 +141,13 @@ inline void gradients_of_tanh(int64_t width, const float* columns, const float* 
         for (int64_t j = 0; j < part.keys; ++j) {
             F key[SHARE] = {};
             for (int64_t lane = part.lane0; lane < part.lane1; lane += LANES) {
-                const F upstream = load(ds + j * SL_QUERIES + lane);
+                const F upstream = load(ds + j * ROW + lane);
                 F q[SHARE], t[SHARE];
-                for (int n = 0; n < SHARE; ++n) q[n] = load(columns + (d + n) * SL_QUERIES + lane);
+                for (int n = 0; n < SHARE; ++n) q[n] = load(columns + (d + n) * ROW + lane);
                 tanh_of<FACTORED>(q, rows + (part.key + j) * width + d, t);
                 for (int n = 0; n < SHARE; ++n) {
                     const F weighted = upstream * t[n], inner = upstream - weighted * t[n];
-                    float* at = dq + (d + n) * SL_QUERIES + lane;
+                    float* at = dq + (d + n) * ROW + lane;
                     store(at, load(at) + inner);
                     key[n] += inner;
                     weight[n] += weighted;

@@ -52,14 +52,14 @@ inline void adjust(const sl_lookup& l, const Block& at, float* scores, float* sl
     for (int64_t r = at.lane0; r < at.lane1; r += LANES) {
         const F tau = coolness(l, at, r);
         for (int64_t j = 0; j < at.keys; ++j) {
-            float* row = scores + j * SL_QUERIES + r;
+            float* row = scores + j * ROW + r;
             F x = load(row), slope = splat(1.f);
             if (key_bias) x += key_bias[j];
             if (l.map != SL_IDENTITY) x = mapped(l, x, slope);
             if (l.relative) x += gather(l.relative + at.h * l.relative_head + relative_from(l, at, j) + r, 1, at.rows - r);
             if (dense) x += gather(dense + r * l.dense_row + j * l.dense_column, l.dense_row, at.rows - r);
             store(row, x * tau);
-            if (slopes) store(slopes + j * SL_QUERIES + r, slope * tau);
+            if (slopes) store(slopes + j * ROW + r, slope * tau);
         }
     }
 }
@@ -78,12 +78,12 @@ inline void unadjust(const sl_lookup& l, const Block& at, float* ds, const float
         const int64_t count = at.rows - r < LANES ? at.rows - r : LANES;
         F by_score{};
         for (int64_t j = 0; j < at.keys; ++j) {
-            float* row = ds + j * SL_QUERIES + r;
+            float* row = ds + j * ROW + r;
             const F final_ds = load(row), cooled = final_ds * tau;
             for (int64_t n = 0; to.relative && n < count; ++n) to.relative[relative_from(l, at, j) + r + n] += cooled[n];
             for (int64_t n = 0; to.dense && n < count; ++n) to.dense[(r + n) * to.dense_row + j * to.dense_column] += cooled[n];
-            if (to.temperature) by_score += final_ds * load(finals + j * SL_QUERIES + r);
-            store(row, l.map == SL_IDENTITY ? cooled : final_ds * load(slopes + j * SL_QUERIES + r));
+            if (to.temperature) by_score += final_ds * load(finals + j * ROW + r);
+            store(row, l.map == SL_IDENTITY ? cooled : final_ds * load(slopes + j * ROW + r));
         }
         for (int64_t n = 0; to.temperature && n < count; ++n) to.temperature[r + n] += by_score[n];
     }

@@ -46,7 +46,7 @@ void differentiate(float* scores, float* dp, const uint8_t* bits, Span at, Count
             for (int l = 0; l < LANES; ++l) i[l] = (float)(at.query - at.key + lane + l);
         }
         for (int64_t j = 0; j < at.keys; ++j) {
-            float *s = scores + j * SL_QUERIES + lane, *d = dp + j * SL_QUERIES + lane;
+            float *s = scores + j * ROW + lane, *d = dp + j * ROW + lane;
             F t = load(s) - m;
             I seen;
             if (MASKED) {
@@ -71,19 +71,19 @@ void differentiate(float* scores, float* dp, const uint8_t* bits, Span at, Count
 
 // One query head's inputs, packed once for all blocks of keys.
 struct PackedHead {
-    float* columns;           // (panels, width, SL_QUERIES) scaled queries, of products
+    float* columns;           // (panels, width, ROW) scaled queries, of products
     Rows rows;                // queries as they are, of products
     QueryTerms* terms;        // (panels,) of additive scores
     float* weight;            // u of additive scores
     float* upstream;          // (L, whole vectors) gradient of the average over Z
-    float* upstream_columns;  // (panels, value width, SL_QUERIES) the same
+    float* upstream_columns;  // (panels, value width, ROW) the same
 
     PackedHead(const sl_lookup& l, int64_t panels, Scratch& scratch)
-        : columns(scratch.floats(l.additive ? 1 : panels * l.width * SL_QUERIES)),
+        : columns(scratch.floats(l.additive ? 1 : panels * l.width * ROW)),
           terms((QueryTerms*)scratch.floats(panels * sizeof(QueryTerms) / sizeof(float))),
           weight(scratch.floats(shared_width(l.width))),
           upstream(scratch.floats(l.queries * padded(l.value_width))),
-          upstream_columns(scratch.floats(panels * l.value_width * SL_QUERIES)),
+          upstream_columns(scratch.floats(panels * l.value_width * ROW)),
           copy(scratch.floats(l.additive || l.width == padded(l.width) ? 1 : l.queries * padded(l.width))),
           plain(scratch.floats(l.additive ? panels * QueryTerms::size(l) : 1)),
           exponential(scratch.floats(l.additive ? panels * QueryTerms::size(l) : 1)),
@@ -92,7 +92,7 @@ struct PackedHead {
     // False where something is not finite.
     bool take(const sl_lookup& l, const sl_upstream& up, int64_t b, int64_t h, int64_t panels) {
         const int64_t wide = padded(l.value_width), base = (b * l.heads + h) * l.queries;
-        std::memset(upstream_columns, 0, panels * l.value_width * SL_QUERIES * sizeof(float));
+        std::memset(upstream_columns, 0, panels * l.value_width * ROW * sizeof(float));
         std::memset(upstream, 0, l.queries * wide * sizeof(float));
         if (l.additive) take_weight(l, h, weight);
         for (int64_t panel = 0; panel < panels; ++panel) {
@@ -102,11 +102,11 @@ struct PackedHead {
                 terms[panel] = {plain + of, exponential + of, weighted + of, 0};
                 terms[panel].take(l, weight, b, h, first, count);
             } else {
-                pack_queries(l, b, h, first, count, columns + panel * l.width * SL_QUERIES);
+                pack_queries(l, b, h, first, count, columns + panel * l.width * ROW);
             }
             if (!up.average.data) continue;
             const float* g = row_of(up.average, b, h, first);
-            pack_columns(g, up.average.row, count, l.value_width, 1, up.inverse_z + base + first, upstream_columns + panel * l.value_width * SL_QUERIES);
+            pack_columns(g, up.average.row, count, l.value_width, 1, up.inverse_z + base + first, upstream_columns + panel * l.value_width * ROW);
             for (int64_t r = 0; r < count; ++r)
                 for (int64_t d = 0; d < l.value_width; ++d) upstream[(first + r) * wide + d] = g[r * up.average.row + d] * up.inverse_z[base + first + r];
         }
@@ -138,13 +138,13 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                           int64_t block0, int64_t block1) {
     const int64_t group = l.heads / l.kv_heads, panels = (l.queries + SL_QUERIES - 1) / SL_QUERIES;
     const int64_t wide = l.additive ? shared_width(l.width) : padded(l.width), value_wide = padded(l.value_width);
-    const int64_t of_panel = SL_QUERIES * wide;
+    const int64_t of_panel = (l.additive ? ROW : SL_QUERIES) * wide;
     const bool statistics = up.c1 || up.c2 || up.c3 || up.c4 || up.c5 || up.sink || up.distance;
     Scratch scratch;
-    float* scores = scratch.floats(SL_KEYS * SL_QUERIES);
-    float* dp = scratch.floats(SL_KEYS * SL_QUERIES);
-    float* slopes = scratch.floats(l.map != SL_IDENTITY ? SL_KEYS * SL_QUERIES : 1);
-    float* finals = scratch.floats(out.temperature ? SL_KEYS * SL_QUERIES : 1);
+    float* scores = scratch.floats(SL_KEYS * ROW);
+    float* dp = scratch.floats(SL_KEYS * ROW);
+    float* slopes = scratch.floats(l.map != SL_IDENTITY ? SL_KEYS * ROW : 1);
+    float* finals = scratch.floats(out.temperature ? SL_KEYS * ROW : 1);
     float* dk = scratch.floats(SL_KEYS * wide);
     float* dv = scratch.floats(SL_KEYS * value_wide);
     float* dq = scratch.floats(panels * of_panel);  // rows of products, columns of additive scores
@@ -197,12 +197,12 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                     if (l.additive)
                         score_additively(head.weight, wide, head.terms[panel], of_keys, part, scores);
                     else
-                        product(part.keys, lanes, l.width, {own, l.key.row, 1}, head.columns + panel * l.width * SL_QUERIES + at0, SL_QUERIES, scores + at0,
-                                SL_QUERIES, nullptr);
+                        product(part.keys, lanes, l.width, {own, l.key.row, 1}, head.columns + panel * l.width * ROW + at0, ROW, scores + at0,
+                                ROW, nullptr);
                     if (adjusts(l)) adjust(l, here, scores, l.map != SL_IDENTITY ? slopes : nullptr);
-                    if (out.temperature) std::memcpy(finals, scores, part.keys * SL_QUERIES * sizeof(float));
+                    if (out.temperature) std::memcpy(finals, scores, part.keys * ROW * sizeof(float));
                     product(part.keys, lanes, l.value_width, {v + part.key * l.value.row, l.value.row, 1},
-                            head.upstream_columns + panel * l.value_width * SL_QUERIES + at0, SL_QUERIES, dp + at0, SL_QUERIES, nullptr);
+                            head.upstream_columns + panel * l.value_width * ROW + at0, ROW, dp + at0, ROW, nullptr);
                     drop(l, here, dp);
                     const Span at{l.key_position + here.key, part.keys, l.query_position + first, at0, part.lane1, here.key};
                     const Coefficients& c = coefficients[panel];
@@ -212,16 +212,16 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                     else
                         bits ? differentiate<true, false>(scores, dp, bits, at, counted, c) : differentiate<false, false>(scores, dp, bits, at, counted, c);
                     drop(l, here, scores);
-                    product(part.keys, value_wide, queries, {scores + at0, SL_QUERIES, 1}, head.upstream + (first + at0) * value_wide, value_wide,
+                    product(part.keys, value_wide, queries, {scores + at0, ROW, 1}, head.upstream + (first + at0) * value_wide, value_wide,
                             dv + part.key * value_wide, value_wide, kept);
                     unadjust(l, here, dp, slopes, finals, added_to(l, out, part_number, here));
                     for (int64_t j = 0; out.key_bias && j < part.keys; ++j)
-                        for (int64_t r = at0; r < at0 + queries; ++r) out.key_bias[(b * l.heads + h) * l.keys + here.key + j] += dp[j * SL_QUERIES + r];
+                        for (int64_t r = at0; r < at0 + queries; ++r) out.key_bias[(b * l.heads + h) * l.keys + here.key + j] += dp[j * ROW + r];
                     if (l.additive)
                         return pull_additively(wide, head.terms[panel], of_keys, dp, part, dq + panel * of_panel, dk, du);
-                    product(part.keys, wide, queries, {dp + at0, SL_QUERIES, 1}, head.rows.data + (first + at0) * head.rows.row, head.rows.row,
+                    product(part.keys, wide, queries, {dp + at0, ROW, 1}, head.rows.data + (first + at0) * head.rows.row, head.rows.row,
                             dk + part.key * wide, wide, kept);
-                    product(lanes, wide, part.keys, {dp + at0, 1, SL_QUERIES}, key_rows.data + part.key * key_rows.row, key_rows.row,
+                    product(lanes, wide, part.keys, {dp + at0, 1, ROW}, key_rows.data + part.key * key_rows.row, key_rows.row,
                             dq + panel * of_panel + at0 * wide, wide, kept);
                 });
             }
@@ -233,7 +233,7 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
         float* to = out.query + ((part_number * l.batch * l.heads * l.queries) + base) * l.width;
         for (int64_t r = 0; r < l.queries; ++r)
             for (int64_t d = 0; d < l.width; ++d)
-                to[r * l.width + d] = l.additive ? head.weight[d] * dq[r / SL_QUERIES * of_panel + d * SL_QUERIES + r % SL_QUERIES] : l.scale * dq[r * wide + d];
+                to[r * l.width + d] = l.additive ? head.weight[d] * dq[r / SL_QUERIES * of_panel + d * ROW + r % SL_QUERIES] : l.scale * dq[r * wide + d];
         for (int64_t d = 0; out.additive && d < l.width; ++d)
             out.additive[((part_number * l.batch + b) * l.heads + h) * l.width + d] = total(load(du + d * LANES));
     }

@@ -83,9 +83,10 @@ extern "C" int32_t sl_forward(const sl_lookup* lookup, const sl_summary* out) tr
     const sl_lookup& l = *lookup;
     const int64_t panels = (l.queries + SL_QUERIES - 1) / SL_QUERIES, all = l.batch * l.heads * panels;
     std::vector<std::atomic<uint8_t>> checked(l.batch * l.kv_heads * ((l.keys + SL_KEYS - 1) / SL_KEYS));
-    // The last panels first: under a causal mask they are the longest, and a long task at the end would leave threads idle.
+    // Head by head, whose keys stay in cache from panel to panel; of each the last panel first: under a causal mask it is the
+    // longest, and a long task at the end would leave threads idle.
     return outcome(all, l.threads, [&](int64_t task) {
-        const int64_t panel = panels - 1 - task / (l.batch * l.heads), bh = task % (l.batch * l.heads);
+        const int64_t panel = panels - 1 - task % panels, bh = task / panels;
         return kernels().forward(l, *out, bh / l.heads, bh % l.heads, panel, panels, checked.data());
     });
 } catch (...) {

@@ -26,7 +26,7 @@ inline void drop(const sl_lookup& l, const Block& at, float* weights) {
         U row;
         for (int n = 0; n < LANES; ++n) row[n] = row_hash(l, at.b, at.h, at.first + r + n);
         for (int64_t j = 0; j < at.keys; ++j) {
-            float* w = weights + j * SL_QUERIES + r;
+            float* w = weights + j * ROW + r;
             store(w, mix(row + key_hash(l, at.key + j)) >= l.dropout.threshold ? load(w) * l.dropout.scale : F{});
         }
     }

@@ -11,6 +11,32 @@
 
 namespace SL_ISA {
 
+// The readings of a panel's queries, whose first is row `base` of all; average: (rows, wide), the sums of weighted values.
+inline void write_panel(const sl_lookup& l, const sl_summary& out, int64_t base, int64_t rows, const Moments& all, const float* average, int64_t wide) {
+    for (int64_t r = 0; r < rows; r += LANES) {
+        const int64_t count = std::min<int64_t>(rows - r, LANES), at = base + r;
+        const auto put = [&](float* plane, F x) { std::memcpy(plane + at, &x, count * sizeof(float)); };
+        const F z = load(all.z + r), one = splat(1.f), inverse = z > F{} ? 1.f / z : F{}, n = load(all.count + r), mean = load(all.mean + r);
+        const F log_z = log1p(max(z - 1.f, F{}));  // the maximum's own weight is 1
+        put(out.max_logit, load(all.m + r));
+        put(out.log_z, log_z);
+        for (int64_t i = 0; i < count; ++i) {
+            out.visible[at + i] = (int64_t)n[i];
+            for (int64_t d = 0; d < l.value_width; ++d) out.average[(at + i) * l.value_width + d] = average[(r + i) * wide + d] * inverse[i];
+        }
+        if (!l.statistics) continue;
+        put(out.excess, mean);
+        put(out.entropy, log_z - mean);
+        put(out.expected_logit_var, load(all.var + r) * inverse);
+        put(out.collision, load(all.c + r) * inverse * inverse);
+        put(out.logit_mean, load(all.flat_mean + r));
+        put(out.logit_var, load(all.flat_var + r) / max(n, one));
+        put(out.sink_mass, load(all.sink + r) * inverse);
+        put(out.distance, load(all.distance + r) * inverse);
+        for (int64_t i = 0; i < count; ++i) out.argmax[at + i] = all.best[r + i] < 0 ? -1 : all.best[r + i] + l.key_position;
+    }
+}
+
 // False where something that is not finite was met. checked: (B, Hkv, blocks) which blocks of keys and values are known to be
 // finite, shared by all panels.
 inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, int64_t h, int64_t panel, int64_t panels,
@@ -19,7 +45,7 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
     const int64_t g = h / (l.heads / l.kv_heads), wide = padded(l.value_width), lanes = lanes_of(rows);
     Scratch scratch;
     ScoreMaker make(l, scratch);
-    float* scores = scratch.floats(SL_KEYS * SL_QUERIES);
+    float* scores = scratch.floats(SL_KEYS * ROW);
     float* average = scratch.floats(SL_QUERIES * wide);
     float* copy = scratch.floats(SL_KEYS * wide);
     Moments& all = *(Moments*)scratch.floats(sizeof(Moments) / sizeof(float));
@@ -49,12 +75,11 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
             else
                 add_block<false>(scores, nullptr, at, counted, l.statistics, all);
             drop(l, here, scores);
-            product(part.lane1 - part.lane0, wide, part.keys, {scores + part.lane0, 1, SL_QUERIES}, right.data + part.key * right.row, right.row,
+            product(part.lane1 - part.lane0, wide, part.keys, {scores + part.lane0, 1, ROW}, right.data + part.key * right.row, right.row,
                     average + part.lane0 * wide, wide, all.fade + part.lane0);
         });
     }
-    for (int64_t r = 0; r < rows; ++r)
-        write_row(l, out, (b * l.heads + h) * l.queries + first + r, all.row(r, l.key_position), average + r * wide);
+    write_panel(l, out, (b * l.heads + h) * l.queries + first, rows, all, average, wide);
     return all_finite(all.z, SL_QUERIES, 1, lanes);
 }
 

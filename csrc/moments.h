@@ -39,12 +39,6 @@ struct Moments {
         return MASKED ? (top == splat(-INF) ? F{} : top) : top;
     }
 
-    // best, a row among the keys, becomes a position.
-    RowMoments row(int64_t r, int64_t key_position) const {
-        return {m[r], z[r], mean[r], var[r], c[r], distance[r], sink[r], count[r], flat_mean[r], flat_var[r],
-                best[r] < 0 ? -1 : best[r] + key_position};
-    }
-
     void merge(int64_t at, const Sums& sum, F near, F mean_before, F flat_near, F flat_before, F sink_here);
 };
 
@@ -88,7 +82,7 @@ void find_top(float* scores, const uint8_t* bits, Span at, Moments& all) {
         I best[GROUP];
         for (int g = 0; g < GROUP; ++g) m[g] = load(all.m + lane + g * LANES), best[g] = load(all.best + lane + g * LANES);
         for (int64_t j = 0; j < at.keys; ++j) {
-            float* s = scores + j * SL_QUERIES + lane;
+            float* s = scores + j * ROW + lane;
 #pragma GCC unroll 4
             for (int g = 0; g < GROUP; ++g) {
                 F x = load(s + g * LANES);
@@ -121,7 +115,7 @@ void weigh(float* scores, Span at, Moments& all) {
         F m[GROUP], z[GROUP] = {};
         for (int g = 0; g < GROUP; ++g) m[g] = all.finite_top<MASKED>(lane + g * LANES);
         for (int64_t j = 0; j < at.keys; ++j) {
-            float* s = scores + j * SL_QUERIES + lane;
+            float* s = scores + j * ROW + lane;
 #pragma GCC unroll 4
             for (int g = 0; g < GROUP; ++g) {
                 F e = exp(load(s + g * LANES) - m[g]);
@@ -142,7 +136,7 @@ template <bool MASKED>
 inline F middle(const float* s, int64_t keys, F n) {
     F sum{};
     for (int64_t j = 0; j < keys; ++j) {
-        F x = load(s + j * SL_QUERIES);
+        F x = load(s + j * ROW);
         sum += MASKED ? (x > splat(-INF) ? x : F{}) : x;
     }
     return sum / max(n, splat(1.f));
@@ -189,7 +183,7 @@ void weigh_and_measure(float* scores, Span at, Counted counted, Moments& all) {
             for (int l = 0; l < LANES; ++l) i[g][l] = (float)(at.query - at.key + of + l);
         }
         for (int64_t j = 0; j < at.keys; ++j) {
-            float* s = scores + j * SL_QUERIES + lane;
+            float* s = scores + j * ROW + lane;
             const float onward = STEPS.number[SIDE == Side::BEFORE ? at.keys - 1 - j : j];
 #pragma GCC unroll 4
             for (int g = 0; g < GROUP; ++g) {
@@ -213,7 +207,7 @@ void weigh_and_measure(float* scores, Span at, Counted counted, Moments& all) {
             }
         }
         for (int64_t j = std::max<int64_t>(0, counted.first_sink - at.key); j < at.keys && at.key + j < counted.first_sink + counted.sinks; ++j)
-            for (int g = 0; g < GROUP; ++g) sink[g] += load(scores + j * SL_QUERIES + lane + g * LANES);
+            for (int g = 0; g < GROUP; ++g) sink[g] += load(scores + j * ROW + lane + g * LANES);
         for (int g = 0; g < GROUP; ++g) {
             if (SIDE == Side::BEFORE) sums[g].d += sums[g].z * (i[g] - (float)(at.keys - 1));
             if (SIDE == Side::AFTER) sums[g].d += sums[g].z * -i[g];

@@ -38,7 +38,7 @@ inline Rows whole_vectors(const float* data, int64_t row, int64_t rows, int64_t 
 // Lanes that a panel of so many queries uses.
 inline int64_t lanes_of(int64_t rows) { return (rows + LANES - 1) / LANES * LANES; }
 
-// Rows as columns of a panel, SL_QUERIES apart, each times a factor of its own (null: 1) and `scale`; lanes beyond the last row
+// Rows as columns of a panel, ROW apart, each times a factor of its own (null: 1) and `scale`; lanes beyond the last row
 // are zeros.
 inline void pack_columns(const float* from, int64_t from_row, int64_t rows, int64_t width, float scale, const float* factors, float* packed) {
     for (int64_t r = 0; r < lanes_of(rows); r += LANES) {
@@ -53,7 +53,7 @@ inline void pack_columns(const float* from, int64_t from_row, int64_t rows, int6
                 else
                     std::memcpy(&block[n], from + (r + n) * from_row + d, some * sizeof(float));
             transpose(block);
-            for (int64_t c = 0; c < some; ++c) store(packed + (d + c) * SL_QUERIES + r, block[c] * factor);
+            for (int64_t c = 0; c < some; ++c) store(packed + (d + c) * ROW + r, block[c] * factor);
         }
     }
 }

@@ -20,6 +20,10 @@ struct Left {
 template <int ROWS, int WIDTH>
 inline void tile(int64_t depth, Left left, const float* b, int64_t b_row, float* c, int64_t c_row, const float* fade) {
     F sum[ROWS][WIDTH] = {};
+#pragma GCC unroll 12
+    for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 8
+        for (int n = 0; n < WIDTH; ++n) __builtin_prefetch(c + m * c_row + n * LANES, 1);
     const float* a = left.a;
     for (int64_t k = 0; k < depth; ++k, a += left.column, b += b_row) {
         F right[WIDTH];

@@ -12,7 +12,7 @@ void add_weights(const float* scores, const uint8_t* bits, Part part, const floa
     for (int64_t j = 0; j < part.keys; ++j) {
         F sum{};
         for (int64_t lane = part.lane0; lane < part.lane1; lane += LANES) {
-            F weight = exp(load(scores + j * SL_QUERIES + lane) - load(m + lane)) * load(inverse_z + lane);
+            F weight = exp(load(scores + j * ROW + lane) - load(m + lane)) * load(inverse_z + lane);
             if (MASKED) weight = visible(bits, j, lane) ? weight : F{};
             sum += weight;
         }
@@ -26,7 +26,7 @@ inline bool received_part(const sl_lookup& l, const float* max_logit, const floa
     const int64_t panels = (l.queries + SL_QUERIES - 1) / SL_QUERIES, g = h / (l.heads / l.kv_heads), base = (b * l.heads + h) * l.queries;
     Scratch scratch;
     ScoreMaker make(l, scratch);
-    float* scores = scratch.floats(SL_KEYS * SL_QUERIES);
+    float* scores = scratch.floats(SL_KEYS * ROW);
     float* m = scratch.floats(SL_QUERIES);
     float* share = scratch.floats(SL_QUERIES);
     for (int64_t panel = 0; panel < panels; ++panel) {

@@ -20,7 +20,7 @@ struct ScoreMaker {
             take_weight(l, h, weight), queries.take(l, weight, b, h, first, rows);
         else
             pack_queries(l, b, h, first, rows, columns);
-        return all_finite(columns, SL_QUERIES, l.width, lanes_of(rows));
+        return all_finite(columns, ROW, l.width, lanes_of(rows));
     }
 
     // The block of keys that `scores` is about: k, its first row.
@@ -34,13 +34,13 @@ struct ScoreMaker {
         if (l.additive)
             score_additively(weight, shared_width(l.width), queries, keys, part, to);
         else
-            product(part.keys, part.lane1 - part.lane0, l.width, {block + part.key * l.key.row, l.key.row, 1}, columns + part.lane0, SL_QUERIES,
-                    to + part.lane0, SL_QUERIES, nullptr);
+            product(part.keys, part.lane1 - part.lane0, l.width, {block + part.key * l.key.row, l.key.row, 1}, columns + part.lane0, ROW,
+                    to + part.lane0, ROW, nullptr);
         if (adjusts(l)) adjust(l, at, to, nullptr);
     }
 
   private:
-    float* columns;  // (width, SL_QUERIES)
+    float* columns;  // (width, ROW)
     const float* block = nullptr;
     QueryTerms queries;
     KeyTerms keys;

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <limits>
 
+#include "softlookup.h"
+
 namespace SL_ISA {
 
 #if defined(__AVX512F__)
@@ -19,6 +21,10 @@ constexpr int LANES = 4;
 typedef float F __attribute__((vector_size(LANES * 4)));
 typedef int32_t I __attribute__((vector_size(LANES * 4)));
 typedef uint32_t U __attribute__((vector_size(LANES * 4)));
+
+// From one row of a panel to the next: a cache line more than the queries, so that a column's numbers lie in different sets of
+// the cache.
+constexpr int64_t ROW = SL_QUERIES + 16;
 
 constexpr float INF = std::numeric_limits<float>::infinity();
 
