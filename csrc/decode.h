@@ -11,6 +11,11 @@
 namespace SL_ISA {
 
 constexpr int64_t CHUNK = 256;  // keys whose scores lie in cache from the product that makes them to the one that uses them up
+constexpr int64_t AHEAD = 16;   // keys that are fetched before they are needed; the chunk's values are fetched with its keys
+
+inline void fetch(const float* row, int64_t width) {
+    for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(row + d);
+}
 
 inline float dot(const float* a, const float* b, int64_t width) {
     F sum[2] = {};
@@ -42,14 +47,17 @@ inline bool decode_part(const sl_lookup& l, const sl_part& part, int64_t b, int6
     for (int64_t key = key0; key < key1; key += CHUNK) {
         const int64_t keys = key1 - key < CHUNK ? key1 - key : CHUNK;
         const float *k = row_of(l.key, b, g, key), *v = row_of(l.value, b, g, key);
-        if (!all_finite(k, l.key.row, keys, l.width) || !all_finite(v, l.value.row, keys, l.value_width)) return false;
+        if (l.additive && !all_finite(k, l.key.row, keys, l.width)) return false;
+        float bad = 0;  // becomes NaN where a product is not finite, as every product with a key is that is not
         f.columns = keys;
         f.position = l.key_position + key;
         for (int64_t r = 0; r < rows; ++r) {
             const int64_t h = g * group + r / l.queries;
             for (int64_t j = 0; j < keys; ++j) {
                 const float *one = queries + r * l.width, *other = k + j * l.key.row;
+                if (r == 0) fetch(other + AHEAD * l.key.row, l.width), fetch(v + j * l.value.row, l.value_width);
                 const float x = l.additive ? additive_score(one, other, l.additive + h * l.additive_head, l.width) : dot(other, one, l.width);
+                bad += x * 0;
                 scores[r * keys + j] = adjusting ? adjusted(l, b, h, r % l.queries, key + j, x) : x;
             }
             if (l.seen)
@@ -58,10 +66,11 @@ inline bool decode_part(const sl_lookup& l, const sl_part& part, int64_t b, int6
                 fold_row<false>(f, r, nullptr);
             drop_row(l, b, h, r % l.queries, key, keys, scores + r * keys);
         }
+        if (!(bad == 0)) return false;
         const Rows right = whole_vectors(v, l.value.row, keys, l.value_width, copy);
         product(rows, wide, keys, {scores, keys, 1}, right.data, right.row, part.average, wide, f.fade);
     }
-    return all_finite(f.z, rows, 1, rows);
+    return all_finite(f.z, rows, 1, rows) && all_finite(part.average, wide, rows, wide);  // 0 times an infinite value is NaN
 }
 
 // Row r of `part` into row r of `whole`.

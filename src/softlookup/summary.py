@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -155,6 +155,11 @@ class Summary:
         """(…, H, L) log-normalizer of the scores, -inf for an empty row (in hard retrieval its limit, the maximum)."""
         return self.max_logit if self.hard else self.max_logit + self.log_z
 
+    @cached_property
+    def _some(self) -> Tensor:
+        """(…, H, L) where anything is visible."""
+        return self.visible > 0
+
     def _margin(self) -> Tensor:
         """lse - sink, finite also for an empty row or a sink of -inf."""
         assert self.sink is not None
@@ -175,7 +180,7 @@ class Summary:
         field = _NEEDS.get(name, "log_z")
         if getattr(self, field) is None:
             raise SoftlookupError(f"{name}: expected to be asked for when the summary was made, stats=(…, {name!r})")
-        some = self.visible > 0
+        some = self._some
         match name:
             case "max_weight":
                 return torch.where(some, torch.exp(-self.log_z.detach()), 0)

@@ -20,8 +20,9 @@ from .node import ALWAYS, Readings, summarize
 
 name = "native"
 WIDEST = 512
-FEW = 16
-"""Up to this many queries the kernels read keys once for all of them, instead of filling a panel of queries."""
+FEW, SOME = 3, 16
+"""Up to FEW queries (SOME where heads are too few for all threads) the kernels for few queries are faster than a panel that is
+mostly empty: they read keys once for all query heads, and cut them into parts for the threads."""
 MOST_PARTS = 2**23
 """Numbers in the query gradients of all parts of the keys together."""
 
@@ -54,7 +55,9 @@ def refusal(problem: Problem) -> str | None:
 
 def run(problem: Problem) -> Summary:
     """The summary of every query, shapes (B, H, L)."""
-    return summarize(problem, forward, backward, partial(forward, few=problem.query.shape[2] <= FEW))
+    batch, heads, length, _ = problem.query.shape
+    few = length <= (SOME if batch * heads < torch.get_num_threads() else FEW)
+    return summarize(problem, forward, backward, partial(forward, few=few))
 
 
 def forward(problem: Problem, few: bool = False) -> Readings:
