@@ -25,7 +25,7 @@ inline F mapped(const sl_lookup& l, F x, F& slope) {
     // arccosh(1 + z/2) = 2 arsinh(sqrt(z)/2), which keeps its digits near z = 0; there its slope is unbounded, and taken as 0.
     const F z = x * -2.f - 2.f, quarter = z * 0.25f, root = sqrt(max(quarter, F{}));
     slope = z > F{} ? 1.f / sqrt(max(z * (quarter + 1.f), splat(1e-37f))) : F{};
-    return z > F{} ? -2.f * log1p(root + quarter / (1.f + sqrt(1.f + max(quarter, F{})))) : F{};
+    return z > F{} ? -2.f * log1p(root + max(quarter, F{}) / (1.f + sqrt(1.f + max(quarter, F{})))) : F{};
 }
 
 // Where in a head's table of relative biases key j begins, for the block's first query and onwards.

@@ -156,7 +156,7 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
     int64_t* cursor = (int64_t*)scratch.floats(2 * panels);
     PackedHead head(l, panels, scratch);
     for (int64_t r = 0; r < SL_QUERIES; ++r) kept[r] = 1;
-    const Counted counted{l.first_sink[b], l.sinks};
+    const Counted counted{l.sinks ? l.first_sink[b] : 0, l.sinks};
     for (int64_t h = g * group; h < (g + 1) * group; ++h) {
         if (!head.take(l, up, b, h, panels)) return false;
         const int64_t base = (b * l.heads + h) * l.queries, lists = (int64_t)l.blocks.pattern[b * l.heads + h] * panels;

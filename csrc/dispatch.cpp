@@ -113,7 +113,8 @@ extern "C" int32_t sl_backward(const sl_lookup* lookup, const sl_upstream* upstr
 extern "C" int32_t sl_received(const sl_lookup* lookup, const float* max_logit, const float* inverse_z, float* out) try {
     const sl_lookup& l = *lookup;
     const int64_t blocks = (l.keys + SL_KEYS - 1) / SL_KEYS, heads = l.batch * l.heads;
-    const int64_t parts = std::min<int64_t>(blocks, heads % l.threads ? 4 * l.threads : 1);
+    const int64_t threads = std::max(1, l.threads);
+    const int64_t parts = std::min<int64_t>(blocks, heads % threads ? 4 * threads : 1);
     return outcome(heads * parts, l.threads, [&](int64_t task) {
         const int64_t part = task / heads, bh = task % heads;
         return kernels().received(l, max_logit, inverse_z, out, bh / l.heads, bh % l.heads, blocks * part / parts, blocks * (part + 1) / parts);

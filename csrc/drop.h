@@ -23,7 +23,7 @@ inline uint32_t key_hash(const sl_lookup& l, int64_t j) { return (uint32_t)(l.ke
 inline void drop(const sl_lookup& l, const Block& at, float* weights) {
     if (!l.dropout.on) return;
     for (int64_t r = at.lane0; r < at.lane1; r += LANES) {
-        U row;
+        U row{};
         for (int n = 0; n < LANES; ++n) row[n] = row_hash(l, at.b, at.h, at.first + r + n);
         for (int64_t j = 0; j < at.keys; ++j) {
             float* w = weights + j * ROW + r;

@@ -52,7 +52,7 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
     if (!make.take_queries(l, b, h, first, rows)) return false;
     all.clear();
     std::memset(average, 0, lanes * wide * sizeof(float));
-    const Counted counted{l.first_sink[b], l.sinks};
+    const Counted counted{l.sinks ? l.first_sink[b] : 0, l.sinks};
     const int64_t list = (int64_t)l.blocks.pattern[b * l.heads + h] * panels + panel;
     for (int64_t entry = l.blocks.start[list]; entry < l.blocks.start[list + 1]; ++entry) {
         const int64_t key = l.blocks.block[entry] * SL_KEYS, keys = l.keys - key < SL_KEYS ? l.keys - key : SL_KEYS;

@@ -62,6 +62,17 @@ inline F sqrt(F x) {
     return load(lanes);
 }
 
+// Lane l of the result is lane which[l] of a and b together.
+inline F shuffle(F a, F b, I which) {
+#ifdef __clang__
+    F x;
+    for (int l = 0; l < LANES; ++l) x[l] = which[l] < LANES ? a[which[l]] : b[which[l] - LANES];
+    return x;
+#else
+    return __builtin_shuffle(a, b, which);
+#endif
+}
+
 // LANES rows of LANES numbers, transposed. Each round puts row i and row i + LANES / 2 together like the two halves of a deck
 // of cards; after log2(LANES) rounds columns have become rows.
 inline void transpose(F* rows) {
@@ -72,8 +83,8 @@ inline void transpose(F* rows) {
         F next[LANES];
 #pragma GCC unroll 16
         for (int i = 0; i < LANES / 2; ++i) {
-            next[2 * i] = __builtin_shuffle(rows[i], rows[i + LANES / 2], low);
-            next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + LANES / 2], high);
+            next[2 * i] = shuffle(rows[i], rows[i + LANES / 2], low);
+            next[2 * i + 1] = shuffle(rows[i], rows[i + LANES / 2], high);
         }
 #pragma GCC unroll 16
         for (int i = 0; i < LANES; ++i) rows[i] = next[i];
@@ -129,8 +140,8 @@ inline F tanh(F x) {
 // log(1 + x) for x >= 0: 1 + x = 2^n (1 + f), and log(1 + f) = 2 artanh(f / (2 + f)) by its series.
 inline F log1p(F x) {
     F y = x + 1.f;
-    I n = ((I)y - splat(0x3f3504f3)) >> 23;  // so that 1 + f lies between the square roots of 1/2 and 2
-    F f = n == I{} ? x : (F)((I)y - (n << 23)) - 1.f;
+    I n = (I)((U)y - 0x3f3504f3u) >> 23;  // so that 1 + f lies between the square roots of 1/2 and 2
+    F f = n == I{} ? x : (F)((U)y - ((U)n << 23)) - 1.f;
     F s = f / (f + 2.f), z = s * s;
     F p = ((z * (1.f / 9) + 1.f / 7) * z + 1.f / 5) * z + 1.f / 3;
     return __builtin_convertvector(n, F) * 0.69314718f + 2.f * (s + s * z * p);

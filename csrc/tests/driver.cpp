@@ -1,0 +1,244 @@
+// Every kernel against loops over pairs in double precision, over shapes, strides, masks and biases; made for sanitizers (make
+// sanitize). `driver` runs all cases, `driver 17` one of them, with the instructions that SOFTLOOKUP_INSTRUCTIONS names.
+#include <cstdlib>
+#include <cstring>
+#include <iterator>
+#include <utility>
+
+#include "pairs.h"
+
+namespace {
+
+constexpr int64_t CASES = 300;
+
+std::string about;  // the case at hand
+
+// Says what disagrees, a line for each tensor.
+struct Judge {
+    int64_t compared = 0, failures = 0;
+
+    void fail(const char* kernel, const char* what, int64_t at, double got, double want) {
+        ++failures;
+        std::printf("%s: %s: %s[%ld]: expected %.9g, got %.9g\n", about.c_str(), kernel, what, (long)at, want, got);
+    }
+
+    void result(const char* kernel, int32_t got, int32_t want) {
+        if (++compared, got != want) fail(kernel, "result", 0, got, want);
+    }
+
+    void same(const char* kernel, const char* what, const Numbers& got, const Sums& want, double within = 1e-5) {
+        ++compared;
+        for (size_t x = 0; x < want.size(); ++x)
+            if (!(std::abs(got[x] - want[x].x) <= within * want[x].size)) return fail(kernel, what, (int64_t)x, got[x], want[x].x);
+    }
+
+    template <class Got, class Want>
+    void same(const char* kernel, const char* what, const std::vector<Got>& got, const std::vector<Want>& want, double within = 1e-5) {
+        double largest = 1;
+        for (Want x : want)
+            if (std::isfinite((double)x)) largest = std::max(largest, std::abs((double)x));
+        ++compared;
+        for (size_t x = 0; x < want.size(); ++x) {
+            const double a = (double)got[x], b = (double)want[x];
+            if (a != b && !(std::abs(a - b) <= within * largest)) return fail(kernel, what, (int64_t)x, a, b);
+        }
+    }
+};
+
+// Buffers for what a lookup gives: without statistics there are none of most readings.
+struct Output {
+    Numbers average, is[READINGS];
+    std::vector<int64_t> visible, argmax;
+    sl_summary to{};
+
+    explicit Output(const sl_lookup& l) {
+        const int64_t rows = l.batch * l.heads * l.queries;
+        float** of[READINGS] = {&to.max_logit, &to.log_z,      &to.excess,    &to.entropy,   &to.expected_logit_var,
+                                &to.collision, &to.logit_mean, &to.logit_var, &to.sink_mass, &to.distance};
+        for (int r = 0; r < (l.statistics ? READINGS : EXCESS); ++r) is[r].assign(rows, HOLE), *of[r] = is[r].data();
+        average.assign(rows * l.value_width, HOLE), visible.assign(rows, -2), argmax.assign(l.statistics ? rows : 0, -2);
+        to.average = average.data(), to.visible = visible.data(), to.argmax = argmax.data();
+    }
+};
+
+using Forward = decltype(&sl_forward);
+
+void check_forward(const char* kernel, Forward run, const Case& c, const Pairs& pairs, Judge& judge) {
+    Output out(c.l);
+    judge.result(kernel, run(&c.l, &out.to), 0);
+    judge.same(kernel, "average", out.average, pairs.average);
+    judge.same(kernel, "visible", out.visible, pairs.visible, 0);
+    for (int r = 0; r < READINGS; ++r)
+        if (!out.is[r].empty()) judge.same(kernel, NAMES[r], out.is[r], pairs.is[r]);
+    for (size_t r = 0; r < out.argmax.size(); ++r)
+        if (pairs.level[r]) out.argmax[r] = pairs.argmax[r];
+    if (c.l.statistics) judge.same(kernel, "argmax", out.argmax, pairs.argmax, 0);
+}
+
+void check_received(const Case& c, const Pairs& pairs, Judge& judge) {
+    Numbers max_logit(pairs.is[MAX].begin(), pairs.is[MAX].end()), inverse_z(max_logit.size()), received(pairs.received.size());
+    for (size_t r = 0; r < inverse_z.size(); ++r) inverse_z[r] = (float)std::exp(-pairs.is[LOG_Z][r]);
+    judge.result("received", sl_received(&c.l, max_logit.data(), inverse_z.data(), received.data()), 0);
+    judge.same("received", "received", received, pairs.received);
+}
+
+// One number per query for each coefficient of sl_upstream, as docs/semantics.md and streaming.coefficients have them.
+struct Coefficients {
+    Numbers m, inverse_z, c0, c1, c2, c3, c4, c5, sink, distance;
+
+    Coefficients(const Case& c, const Pairs& pairs, bool of_average) {
+        for (Numbers* plane : {&m, &inverse_z, &c0, &c1, &c2, &c3, &c4, &c5, &sink, &distance}) plane->reserve(pairs.visible.size());
+        for (size_t r = 0; r < pairs.visible.size(); ++r) {
+            const auto is = [&](Reading x) { return pairs.is[x][r]; };
+            const auto by = [&](Reading x) { return pairs.by[x][r]; };
+            const int64_t bh = (int64_t)r / c.l.queries;
+            const float* g = c.upstream.at(bh / c.l.heads, bh % c.l.heads, (int64_t)r % c.l.queries);
+            const double share = std::exp(-is(LOG_Z)), x = is(EXCESS), n = (double)std::max<int64_t>(1, pairs.visible[r]);
+            double all = by(ENTROPY) * x + by(VAR) * (x * x - 2 * x - is(VAR)) - 2 * by(COLLISION) * is(COLLISION);
+            all -= by(SINK) * is(SINK) + by(DISTANCE) * is(DISTANCE);
+            for (int64_t e = 0; of_average && e < c.l.value_width; ++e) all -= g[e] * pairs.average[(int64_t)r * c.l.value_width + e];
+            const double m = pairs.visible[r] ? is(MAX) : 0;
+            add(this->m, is(MAX)), add(inverse_z, share), add(c0, all * share);
+            add(c1, (2 * by(VAR) * (1 - x) - by(ENTROPY)) * share), add(c2, by(VAR) * share), add(c3, 2 * by(COLLISION) * share * share);
+            add(c4, (by(MEAN) - 2 * by(FLAT_VAR) * (is(MEAN) - m)) / n), add(c5, 2 * by(FLAT_VAR) / n);
+            add(sink, by(SINK) * share), add(distance, by(DISTANCE) * share);
+        }
+    }
+
+  private:
+    static void add(Numbers& to, double x) { to.push_back((float)x); }
+};
+
+void check_backward(const Case& c, const Pairs& pairs, bool of_average, bool of_statistics, int64_t parts, Judge& judge) {
+    Coefficients of(c, pairs, of_average);
+    sl_upstream up{};
+    up.average = c.upstream.view(), up.max_logit = of.m.data(), up.inverse_z = of.inverse_z.data(), up.c0 = of.c0.data();
+    if (!of_average) up.average = {};
+    if (of_statistics) {
+        up.c1 = of.c1.data(), up.c2 = of.c2.data(), up.c3 = of.c3.data(), up.c4 = of.c4.data(), up.c5 = of.c5.data();
+        up.sink = of.sink.data(), up.distance = of.distance.data();
+    }
+    struct Wanted {
+        const char* name;
+        const Sums& exact;
+        bool wanted, by_parts;
+        Numbers got;
+    };
+    Wanted all[] = {{"query", pairs.query, true, true, {}},
+                    {"key", pairs.key, true, false, {}},
+                    {"value", pairs.value, true, false, {}},
+                    {"key_bias", pairs.key_bias, c.l.key_bias != nullptr, false, {}},
+                    {"relative", pairs.relative, c.l.relative != nullptr, true, {}},
+                    {"dense", pairs.dense, c.l.dense != nullptr, false, {}},
+                    {"additive", pairs.additive, c.l.additive != nullptr, true, {}},
+                    {"temperature", pairs.temperature, c.l.inverse_temperatures != nullptr, true, {}}};
+    sl_gradients out{};
+    float** to[] = {&out.query, &out.key, &out.value, &out.key_bias, &out.relative, &out.dense, &out.additive, &out.temperature};
+    for (size_t x = 0; x < std::size(all); ++x) {
+        if (!all[x].wanted) continue;
+        all[x].got.assign((all[x].by_parts ? parts : 1) * all[x].exact.size(), x == 0 ? HOLE : 0);  // all but queries' begin as zeros
+        *to[x] = all[x].got.data();
+    }
+    out.dense_batch = c.dense_gradient[0], out.dense_head = c.dense_gradient[1];
+    out.dense_row = c.dense_gradient[2], out.dense_column = c.dense_gradient[3], out.parts = parts;
+    judge.result("backward", sl_backward(&c.l, &up, &out), 0);
+    for (Wanted& each : all) {
+        if (!each.wanted) continue;
+        for (size_t size = each.exact.size(), x = size; x < each.got.size(); ++x) each.got[x % size] += each.got[x];
+        judge.same("backward", each.name, each.got, each.exact);
+    }
+}
+
+// Blocks of scores that something else computed, one after another.
+void check_fold(Judge& judge) {
+    const int64_t entries = pick({1, 2, 3}), heads = pick({1, 2}), queries = pick({1, 5, 17}), rows = entries * heads * queries;
+    const int64_t position = pick({0, 11}), keys = pick({1, 15, 16, 17, 97, 400});
+    const bool masked = chance(60), statistics = chance(75);
+    std::vector<Exact> scores(rows);
+    std::vector<int64_t> positions(queries), first_sink(entries), best(rows, -1), argmax;
+    for (int64_t& each : positions) each = below(500);
+    for (int64_t& each : first_sink) each = pick({0, position, position + 16});
+    Numbers state[11];
+    for (Numbers& each : state) each.assign(rows, 0);
+    Numbers &m = state[0], &fade = state[10];
+    m.assign(rows, -INF);
+
+    sl_fold f{};
+    float** to[11] = {&f.m, &f.z, &f.mean, &f.var, &f.c, &f.distance, &f.sink, &f.count, &f.flat_mean, &f.flat_var, &f.fade};
+    for (int x = 0; x < 11; ++x) *to[x] = state[x].data();
+    f.best = best.data(), f.rows = rows, f.entry_rows = heads * queries, f.query_position = positions.data(), f.queries = queries;
+    f.first_sink = first_sink.data(), f.sinks = pick({0, 1, 4}), f.statistics = statistics, f.threads = (int32_t)pick({1, 3});
+    for (int64_t key = 0; key < keys; key += f.columns) {
+        f.columns = std::min(pick({1, 7, 16, 33, 96}), keys - key), f.position = position + key;
+        f.seen_row = f.columns + pick({0, 3}), f.seen_entry = f.entry_rows * f.seen_row;
+        std::vector<uint8_t> seen((rows - 1) * f.seen_row + f.columns, 1);
+        Numbers block(rows * f.columns);
+        Exact weights(rows * f.columns), faded(rows);
+        for (int64_t r = 0; r < rows; ++r) {
+            const double old = scores[r].empty() ? -INF : *std::max_element(scores[r].begin(), scores[r].end());
+            for (int64_t j = 0; j < f.columns; ++j) {
+                const bool visible = !masked || (r > 0 && chance(50));
+                block[r * f.columns + j] = visible || chance(50) ? 3 * number() : HOLE;  // what is hidden may be anything
+                seen[r * f.seen_row + j] = visible;
+                scores[r].push_back(visible ? block[r * f.columns + j] : -INF);
+            }
+            const double top = *std::max_element(scores[r].begin(), scores[r].end());
+            faded[r] = old == -INF ? 0 : std::exp(old - top);
+            for (int64_t j = 0; j < f.columns; ++j)
+                weights[r * f.columns + j] = top == -INF ? 0 : std::exp(scores[r][scores[r].size() - f.columns + j] - top);
+        }
+        f.scores = block.data(), f.seen = masked ? seen.data() : nullptr;
+        sl_fold_block(&f);
+        judge.same("fold", "weights", block, weights), judge.same("fold", "fade", fade, faded);
+    }
+    Exact want[10];
+    for (int64_t r = 0; r < rows; ++r) {
+        const Distribution d(scores[r], position, positions[r % queries], first_sink[r / f.entry_rows], f.sinks);
+        const double z = d.visible ? std::exp(d.is[LOG_Z]) : 0, n = (double)d.visible;
+        const double row[10] = {d.is[MAX],          z,              d.is[EXCESS], d.is[VAR] * z, d.is[COLLISION] * z * z,
+                                d.is[DISTANCE] * z, d.is[SINK] * z, n,            d.is[MEAN],    d.is[FLAT_VAR] * n};
+        for (int x = 0; x < 10; ++x) want[x].push_back(row[x]);
+        argmax.push_back(d.lead < 1e-6 ? best[r] : d.argmax);
+    }
+    const char* const names[10] = {"m", "z", "mean", "var", "c", "distance", "sink", "count", "flat_mean", "flat_var"};
+    for (int x = 0; x < 10; ++x)
+        if (statistics || x < 2 || x == 7) judge.same("fold", names[x], state[x], want[x]);
+    judge.same("fold", "best", best, argmax, 0);
+}
+
+void check(int64_t number, Judge& judge) {
+    Case c((uint64_t)number);
+    about = "case " + std::to_string(number) + " (" + c.describe() + ")";
+    const bool of_statistics = chance(60), of_average = !of_statistics || chance(70);
+    const Pairs pairs(c, of_average, of_statistics);
+    std::vector<std::pair<const char*, Forward>> kernels = {{"forward", sl_forward}};
+    if (c.l.queries <= 17) kernels.emplace_back("decode", sl_decode);
+    for (const auto& [name, run] : kernels) check_forward(name, run, c, pairs, judge);
+    const bool one_sum = c.l.dense && c.dense_gradient[3] == 0;  // parts of the keys must not add to the same number
+    check_backward(c, pairs, of_average, of_statistics, one_sum ? 1 : pick({1, 3}), judge);
+    check_received(c, pairs, judge);
+    check_fold(judge);
+
+    c.query.all.back() = INF;  // whichever kernel meets it says so
+    Output out(c.l);
+    for (const auto& [name, run] : kernels) judge.result(name, run(&c.l, &out.to), 1);
+}
+
+}  // namespace
+
+// What the sanitizers call when they have found something.
+extern "C" SL_PUBLIC void __asan_on_error() { std::fprintf(stderr, "%s\n", about.c_str()); }
+extern "C" SL_PUBLIC void __ubsan_on_report() { __asan_on_error(); }
+
+int main(int count, char** arguments) {
+    const char *wanted = std::getenv("SOFTLOOKUP_INSTRUCTIONS"), *here = sl_instructions();
+    if (wanted && std::strcmp(wanted, here) != 0) {
+        std::printf("%s: not on this processor\n", wanted);
+        return 0;
+    }
+    Judge judge;
+    const int64_t first = count > 1 ? std::atol(arguments[1]) : 0, last = count > 1 ? first + 1 : CASES;
+    for (int64_t number = first; number < last; ++number) check(number, judge);
+    std::printf("%s: %ld cases, %ld comparisons, %ld failures\n", here, (long)(last - first), (long)judge.compared, (long)judge.failures);
+    return judge.failures != 0;
+}
