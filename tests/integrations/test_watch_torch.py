@@ -321,6 +321,26 @@ def test_nested_watches_in_any_order_of_leaving(x):
     assert hooks(model) == 0
 
 
+def test_nested_watches_give_the_compiler_back(x):
+    graphs = []
+
+    def count(graph, example_inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled, model = torch.compile(lambda t: t + 1, backend=count), Model()
+    compiled(torch.zeros(3))
+    outer, inner = sl.watch(model), sl.watch(model)
+    outer.__enter__(), inner.__enter__()
+    model(x)
+    outer.__exit__(None, None, None)
+    compiled(torch.zeros(3, 4))
+    assert len(graphs) == 1
+    inner.__exit__(None, None, None)
+    compiled(torch.zeros(3, 4, 5))
+    assert len(graphs) == 2
+
+
 def test_attention_outside_of_the_model_is_left_alone(x):
     model, other = Model(), Model()
     q = torch.randn(1, 2, 3, 4)

@@ -1,4 +1,4 @@
-"""The native CPU engine: one fused pass in C++ (csrc/), with all statistics of the cheap set at a few percent of its time."""
+"""The native CPU engine: one fused pass in C++ (csrc/) that gives the output and all statistics of the cheap set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ FEW, SOME = 3, 16
 mostly empty: they read keys once for all query heads, and cut them into parts for the threads."""
 MOST_PARTS = 2**23
 """Numbers in the query gradients of all parts of the keys together."""
-
 
 
 def refusal(problem: Problem) -> str | None:

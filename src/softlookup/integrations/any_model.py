@@ -54,11 +54,31 @@ def watch(
         _switch_hugging_face(model, stack)
         if "torch._dynamo" in sys.modules:
             # Inside a compiled graph nothing can be seen: run what it was compiled from.
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(_eagerly())
         stack.enter_context(watcher.watching())
         yield seen
     if not seen.layers:
         raise SoftlookupError(_nothing_seen(model, watcher))
+
+
+_open: list[ExitStack] = []  # one for every watch that is open; the first one holds torch's stance
+
+
+@contextmanager
+def _eagerly() -> Iterator[None]:
+    """Compiled models run as what they were compiled from while any watch is open, in whatever order watches are left."""
+    own = ExitStack()
+    if not _open:
+        own.enter_context(torch.compiler.set_stance("force_eager"))
+    _open.append(own)
+    try:
+        yield
+    finally:
+        _open.remove(own)
+        if _open:
+            _open[0].push(own.pop_all())
+        else:
+            own.close()
 
 
 def _switch_hugging_face(model: nn.Module, stack: ExitStack) -> None:
