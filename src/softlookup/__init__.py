@@ -8,6 +8,8 @@ Names load on first use, so that the command line answers at once; the operator 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from . import integrations as integrations
     from .biases import ALiBi as ALiBi
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
     from .summary import Stats as Stats
     from .summary import Summary as Summary
 
-__version__ = "0.1.0"
 
 _FROM = {
     "biases": "ALiBi RelativeTable",

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey
 
-from . import __version__
 from .biases import ALiBi, DenseBias, RelativeTable
 from .engines import node
 from .errors import UnsupportedError
@@ -41,6 +40,7 @@ from .problem import Problem, Shapes, flatten
 from .running import StatsLike, autocast, choose, value_and_stats
 from .scores import Additive, Bilinear, Cosine, Dot, Gaussian, Hyperbolic, ScaledDot
 from .summary import Stats, Summary, chosen, needed
+from .version import __version__
 
 # ---- arguments as text -----------------------------------------------------------------------------------------------
 
