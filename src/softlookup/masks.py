@@ -98,6 +98,23 @@ class Mask:
         return f"{type(self).__name__}({', '.join(map(_brief, said))})"
 
 
+def key_of(mask: Mask) -> Hashable:
+    """`mask.key()`, or None where a subclass has changed what is visible but not that."""
+    return mask.key() if _speaks_for(mask, "key") else None
+
+
+def is_relative(mask: Mask) -> bool:
+    """`mask.relative()`, or False where a subclass has changed what is visible but not that."""
+    return _speaks_for(mask, "relative") and mask.relative()
+
+
+def _speaks_for(mask: Mask, method: str) -> bool:
+    for kind in type(mask).__mro__:
+        if method in vars(kind) or "visible" in vars(kind):
+            return method in vars(kind)
+    return False
+
+
 def _as_mask(mask: object) -> Mask:
     if isinstance(mask, Mask):
         return mask
@@ -138,11 +155,11 @@ class _Combined(Mask):
             part.check(batch, heads, queries, keys)
 
     def key(self) -> Hashable:
-        keys = tuple(part.key() for part in self.parts)
+        keys = tuple(key_of(part) for part in self.parts)
         return None if None in keys else (type(self), *keys)
 
     def relative(self) -> bool:
-        return all(part.relative() for part in self.parts)
+        return all(is_relative(part) for part in self.parts)
 
     def differs_in_batch(self) -> bool:
         return any(part.differs_in_batch() for part in self.parts)

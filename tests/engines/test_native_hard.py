@@ -146,3 +146,22 @@ def test_a_bias_that_is_not_finite_is_left_to_the_streaming_engine(value, querie
             want, want_stats = sl.attend(q, k, v, bias=bias, stats=names)
         torch.testing.assert_close(y, want, equal_nan=True)
         assert torch.equal(stats.visible, want_stats.visible)
+
+
+@pytest.mark.parametrize("combine", [lambda mask: mask, lambda mask: mask & sl.Window(500)], ids=["alone", "combined"])
+def test_a_mask_that_changes_a_mask_of_ours_is_a_mask_of_its_own(combine):
+    class Every(sl.Causal):
+        def __init__(self, n):
+            self.n = n
+
+        def visible(self, tile):
+            return super().visible(tile) & (tile.j % self.n == 0)
+
+        def cover(self, region):
+            return sl.masks.Cover.PARTIAL
+
+    q = torch.randn(1, 2, 700, 8)
+    for n in (2, 3, 5):
+        visible = sl.attend(q, q, q, mask=combine(Every(n)), stats="visible")[1].visible
+        with sl.engine("reference"):
+            assert torch.equal(visible, sl.attend(q, q, q, mask=combine(Every(n)), stats="visible")[1].visible)

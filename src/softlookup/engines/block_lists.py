@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..masks import Cover, Everything, Mask
+from ..masks import Cover, Everything, Mask, is_relative, key_of
 from ..problem import Problem
 from ..tile import Region, Tile
 from .library import KEYS, QUERIES
@@ -36,12 +36,12 @@ class BlockLists:
 def block_lists(problem: Problem) -> BlockLists:
     """The lists of a problem whose queries stand at consecutive positions; those of masks with a key are kept."""
     batch, heads, length, _ = problem.query.shape
-    first, what = problem.place.queries, problem.mask.key()
+    first, what = problem.place.queries, key_of(problem.mask)
     assert isinstance(first, int)
     ask = _Question(problem.mask, batch, heads, length, problem.key.shape[2], first, problem.place.key_offset)
     if what is None:
         return _lists(ask)
-    place = first - ask.key_offset if problem.mask.relative() else (first, ask.key_offset)
+    place = first - ask.key_offset if is_relative(problem.mask) else (first, ask.key_offset)
     key = what, batch, heads, length, ask.keys, place
     lists = _KEPT.get(key)
     if lists is None:
@@ -119,7 +119,7 @@ class _Walk:
         self.mask, self.batch, self.heads, self.length = ask.mask, ask.batch, ask.heads, ask.length
         self.keys, self.key_offset, self.first = ask.keys, ask.key_offset, ask.first
         self.positions = torch.arange(self.first, self.first + self.length)
-        self.alike = self.mask.relative()
+        self.alike = is_relative(self.mask)
         self.known: dict[tuple[int, int, int], int | None] = {}
         self.bits: list[np.ndarray] = []
 

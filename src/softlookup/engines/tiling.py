@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..masks import Cover, Everything
+from ..masks import Cover, Everything, is_relative
 from ..problem import Problem
 from ..scores import Product
 from ..tile import Region, Tile
@@ -113,7 +113,7 @@ class Tiling:
             self.budget = CPU_SCORES if self.device.type == "cpu" else GPU_SCORES
         else:  # every score has intermediate vectors as wide as a key
             self.budget = max(256, PAIRWISE_FLOATS // max(width, problem.key.shape[-1]))
-        self.alike = problem.mask.relative() and isinstance(problem.place.queries, int)
+        self.alike = is_relative(problem.mask) and isinstance(problem.place.queries, int)
         self.seen: dict[tuple[int, int, int], Visible | Cover] = {}
         self.positions = problem.place.positions(self.length, self.device)
         self.rows = self._rows()
