@@ -3,10 +3,9 @@
 // gradients of a block of keys and values stay in cache; those of the queries are summed over blocks in memory.
 #pragma once
 
-#include "additive.h"
 #include "drop.h"
 #include "moments.h"
-#include "panel.h"
+#include "scores.h"
 
 namespace SL_ISA {
 
@@ -69,53 +68,35 @@ void differentiate(float* scores, float* dp, const uint8_t* bits, Span at, Count
     }
 }
 
-// One query head's inputs, packed once for all blocks of keys.
+// One query head's rows for the products with gradients, made once for all blocks of keys.
 struct PackedHead {
-    float* columns;           // (panels, width, ROW) scaled queries, of products
     Rows rows;                // queries as they are, of products
-    QueryTerms* terms;        // (panels,) of additive scores
-    float* weight;            // u of additive scores
     float* upstream;          // (L, whole vectors) gradient of the average over Z
     float* upstream_columns;  // (panels, value width, ROW) the same
 
     PackedHead(const sl_lookup& l, int64_t panels, Scratch& scratch)
-        : columns(scratch.floats(l.additive ? 1 : panels * l.width * ROW)),
-          terms((QueryTerms*)scratch.floats(panels * sizeof(QueryTerms) / sizeof(float))),
-          weight(scratch.floats(shared_width(l.width))),
-          upstream(scratch.floats(l.queries * padded(l.value_width))),
+        : upstream(scratch.floats(l.queries * padded(l.value_width))),
           upstream_columns(scratch.floats(panels * l.value_width * ROW)),
-          copy(scratch.floats(l.additive || l.width == padded(l.width) ? 1 : l.queries * padded(l.width))),
-          plain(scratch.floats(l.additive ? panels * QueryTerms::size(l) : 1)),
-          exponential(scratch.floats(l.additive ? panels * QueryTerms::size(l) : 1)),
-          weighted(scratch.floats(l.additive ? panels * QueryTerms::size(l) : 1)) {}
+          copy(scratch.floats(l.additive || l.width == padded(l.width) ? 1 : l.queries * padded(l.width))) {}
 
     // False where something is not finite.
     bool take(const sl_lookup& l, const sl_upstream& up, int64_t b, int64_t h, int64_t panels) {
         const int64_t wide = padded(l.value_width), base = (b * l.heads + h) * l.queries;
         std::memset(upstream_columns, 0, panels * l.value_width * ROW * sizeof(float));
         std::memset(upstream, 0, l.queries * wide * sizeof(float));
-        if (l.additive) take_weight(l, h, weight);
-        for (int64_t panel = 0; panel < panels; ++panel) {
+        for (int64_t panel = 0; up.average.data && panel < panels; ++panel) {
             const int64_t first = panel * SL_QUERIES, count = rows_of(l, first);
-            if (l.additive) {
-                const int64_t of = panel * QueryTerms::size(l);
-                terms[panel] = {plain + of, exponential + of, weighted + of, 0};
-                terms[panel].take(l, weight, b, h, first, count);
-            } else {
-                pack_queries(l, b, h, first, count, columns + panel * l.width * ROW);
-            }
-            if (!up.average.data) continue;
             const float* g = row_of(up.average, b, h, first);
             pack_columns(g, up.average.row, count, l.value_width, 1, up.inverse_z + base + first, upstream_columns + panel * l.value_width * ROW);
             for (int64_t r = 0; r < count; ++r)
                 for (int64_t d = 0; d < l.value_width; ++d) upstream[(first + r) * wide + d] = g[r * up.average.row + d] * up.inverse_z[base + first + r];
         }
         if (!l.additive) rows = whole_vectors(row_of(l.query, b, h, 0), l.query.row, l.queries, l.width, copy);
-        return all_finite(row_of(l.query, b, h, 0), l.query.row, l.queries, l.width) && all_finite(upstream, wide, l.queries, wide);
+        return all_finite(upstream, wide, l.queries, wide);
     }
 
   private:
-    float *copy, *plain, *exponential, *weighted;
+    float* copy;
 };
 
 inline void add_rows(const float* from, int64_t from_row, float scale, float* to, int64_t rows, int64_t width) {
@@ -150,10 +131,10 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
     float* dq = scratch.floats(panels * of_panel);  // rows of products, columns of additive scores
     float* du = scratch.floats(wide * LANES);
     float* key_copy = scratch.floats(SL_KEYS * wide);
-    KeyTerms of_keys{scratch.floats(l.additive ? KeyTerms::size(l) : 1), scratch.floats(l.additive ? KeyTerms::size(l) : 1), 0};
     float* kept = scratch.floats(SL_QUERIES);
     Coefficients* coefficients = (Coefficients*)scratch.floats(panels * sizeof(Coefficients) / sizeof(float));
     int64_t* cursor = (int64_t*)scratch.floats(2 * panels);
+    ScoreMaker make(l, panels, scratch);
     PackedHead head(l, panels, scratch);
     for (int64_t r = 0; r < SL_QUERIES; ++r) kept[r] = 1;
     const Counted counted{l.sinks ? l.first_sink[b] : 0, l.sinks};
@@ -163,7 +144,7 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
         for (int64_t panel = 0; panel < panels; ++panel) {
             const int64_t first = panel * SL_QUERIES;
             coefficients[panel].read(up, base + first, rows_of(l, first));
-            if (!coefficients[panel].finite()) return false;
+            if (!coefficients[panel].finite() || !make.take_queries(l, panel, b, h, first, rows_of(l, first))) return false;
             cursor[panel] = l.blocks.start[lists + panel];
         }
         std::memset(dq, 0, panels * of_panel * sizeof(float));
@@ -182,10 +163,8 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                     if (!all_finite(k, l.key.row, keys, l.width) || !all_finite(v, l.value.row, keys, l.value_width)) return false;
                     std::memset(dk, 0, SL_KEYS * wide * sizeof(float));
                     std::memset(dv, 0, SL_KEYS * value_wide * sizeof(float));
-                    if (l.additive)
-                        of_keys.take(l, k, keys);
-                    else
-                        key_rows = whole_vectors(k, l.key.row, keys, l.width, key_copy);
+                    make.take_keys(l, k, keys);
+                    if (!l.additive) key_rows = whole_vectors(k, l.key.row, keys, l.width, key_copy);
                     fresh = false;
                 }
                 const int64_t first = panel * SL_QUERIES, rows = rows_of(l, first);
@@ -193,13 +172,7 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                 for_each_part(hidden, keys, lanes_of(rows), [&](Part part) {
                     const int64_t at0 = part.lane0, lanes = part.lane1 - at0, queries = std::min(part.lane1, rows) - at0;
                     const Block here{b, h, key + part.key, part.keys, first, rows, at0, part.lane1};
-                    const float* own = k + part.key * l.key.row;
-                    if (l.additive)
-                        score_additively(head.weight, wide, head.terms[panel], of_keys, part, scores);
-                    else
-                        product(part.keys, lanes, l.width, {own, l.key.row, 1}, head.columns + panel * l.width * ROW + at0, ROW, scores + at0,
-                                ROW, nullptr);
-                    if (adjusts(l)) adjust(l, here, scores, l.map != SL_IDENTITY ? slopes : nullptr);
+                    make.scores(l, panel, part, here, scores, l.map != SL_IDENTITY ? slopes : nullptr);
                     if (out.temperature) std::memcpy(finals, scores, part.keys * ROW * sizeof(float));
                     product(part.keys, lanes, l.value_width, {v + part.key * l.value.row, l.value.row, 1},
                             head.upstream_columns + panel * l.value_width * ROW + at0, ROW, dp + at0, ROW, nullptr);
@@ -217,8 +190,7 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                     unadjust(l, here, dp, slopes, finals, added_to(l, out, part_number, here));
                     for (int64_t j = 0; out.key_bias && j < part.keys; ++j)
                         for (int64_t r = at0; r < at0 + queries; ++r) out.key_bias[(b * l.heads + h) * l.keys + here.key + j] += dp[j * ROW + r];
-                    if (l.additive)
-                        return pull_additively(wide, head.terms[panel], of_keys, dp, part, dq + panel * of_panel, dk, du);
+                    if (l.additive) return make.pull(l, panel, part, dp, dq + panel * of_panel, dk, du);
                     product(part.keys, wide, queries, {dp + at0, ROW, 1}, head.rows.data + (first + at0) * head.rows.row, head.rows.row,
                             dk + part.key * wide, wide, kept);
                     product(lanes, wide, part.keys, {dp + at0, 1, ROW}, key_rows.data + part.key * key_rows.row, key_rows.row,
@@ -226,14 +198,14 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                 });
             }
             if (fresh) continue;
-            for (int64_t n = 0; l.additive && n < keys * wide; ++n) dk[n] *= head.weight[n % wide];
+            for (int64_t n = 0; l.additive && n < keys * wide; ++n) dk[n] *= make.weight[n % wide];
             add_rows(dk, wide, l.scale, out.key + ((b * l.kv_heads + g) * l.keys + key) * l.width, keys, l.width);
             add_rows(dv, value_wide, 1, out.value + ((b * l.kv_heads + g) * l.keys + key) * l.value_width, keys, l.value_width);
         }
         float* to = out.query + ((part_number * l.batch * l.heads * l.queries) + base) * l.width;
         for (int64_t r = 0; r < l.queries; ++r)
             for (int64_t d = 0; d < l.width; ++d)
-                to[r * l.width + d] = l.additive ? head.weight[d] * dq[r / SL_QUERIES * of_panel + d * ROW + r % SL_QUERIES] : l.scale * dq[r * wide + d];
+                to[r * l.width + d] = l.additive ? make.weight[d] * dq[r / SL_QUERIES * of_panel + d * ROW + r % SL_QUERIES] : l.scale * dq[r * wide + d];
         for (int64_t d = 0; out.additive && d < l.width; ++d)
             out.additive[((part_number * l.batch + b) * l.heads + h) * l.width + d] = total(load(du + d * LANES));
     }

@@ -11,32 +11,6 @@
 
 namespace SL_ISA {
 
-// The readings of a panel's queries, whose first is row `base` of all; average: (rows, wide), the sums of weighted values.
-inline void write_panel(const sl_lookup& l, const sl_summary& out, int64_t base, int64_t rows, const Moments& all, const float* average, int64_t wide) {
-    for (int64_t r = 0; r < rows; r += LANES) {
-        const int64_t count = std::min<int64_t>(rows - r, LANES), at = base + r;
-        const auto put = [&](float* plane, F x) { std::memcpy(plane + at, &x, count * sizeof(float)); };
-        const F z = load(all.z + r), one = splat(1.f), inverse = z > F{} ? 1.f / z : F{}, n = load(all.count + r), mean = load(all.mean + r);
-        const F log_z = log1p(max(z - 1.f, F{}));  // the maximum's own weight is 1
-        put(out.max_logit, load(all.m + r));
-        put(out.log_z, log_z);
-        for (int64_t i = 0; i < count; ++i) {
-            out.visible[at + i] = (int64_t)n[i];
-            for (int64_t d = 0; d < l.value_width; ++d) out.average[(at + i) * l.value_width + d] = average[(r + i) * wide + d] * inverse[i];
-        }
-        if (!l.statistics) continue;
-        put(out.excess, mean);
-        put(out.entropy, log_z - mean);
-        put(out.expected_logit_var, load(all.var + r) * inverse);
-        put(out.collision, load(all.c + r) * inverse * inverse);
-        put(out.logit_mean, load(all.flat_mean + r));
-        put(out.logit_var, load(all.flat_var + r) / max(n, one));
-        put(out.sink_mass, load(all.sink + r) * inverse);
-        put(out.distance, load(all.distance + r) * inverse);
-        for (int64_t i = 0; i < count; ++i) out.argmax[at + i] = all.best[r + i] < 0 ? -1 : all.best[r + i] + l.key_position;
-    }
-}
-
 // False where something that is not finite was met. checked: (B, Hkv, blocks) which blocks of keys and values are known to be
 // finite, shared by all panels.
 inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, int64_t h, int64_t panel, int64_t panels,
@@ -44,12 +18,12 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
     const int64_t first = panel * SL_QUERIES, rows = rows_of(l, first);
     const int64_t g = h / (l.heads / l.kv_heads), wide = padded(l.value_width), lanes = lanes_of(rows);
     Scratch scratch;
-    ScoreMaker make(l, scratch);
+    ScoreMaker make(l, 1, scratch);
     float* scores = scratch.floats(SL_KEYS * ROW);
     float* average = scratch.floats(SL_QUERIES * wide);
     float* copy = scratch.floats(SL_KEYS * wide);
     Moments& all = *(Moments*)scratch.floats(sizeof(Moments) / sizeof(float));
-    if (!make.take_queries(l, b, h, first, rows)) return false;
+    if (!make.take_queries(l, 0, b, h, first, rows)) return false;
     all.clear();
     std::memset(average, 0, lanes * wide * sizeof(float));
     const Counted counted{l.sinks ? l.first_sink[b] : 0, l.sinks};
@@ -68,7 +42,7 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
         const Rows right = whole_vectors(v, l.value.row, keys, l.value_width, copy);
         for_each_part(hidden, keys, lanes, [&](Part part) {
             const Block here{b, h, key + part.key, part.keys, first, rows, part.lane0, part.lane1};
-            make.scores(l, part, here, scores);
+            make.scores(l, 0, part, here, scores);
             const Span at{l.key_position + here.key, part.keys, l.query_position + first, part.lane0, part.lane1, here.key};
             if (hidden)
                 add_block<true>(scores, from_key(hidden, part.key), at, counted, l.statistics, all);
@@ -79,7 +53,7 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
                     average + part.lane0 * wide, wide, all.fade + part.lane0);
         });
     }
-    write_panel(l, out, (b * l.heads + h) * l.queries + first, rows, all, average, wide);
+    write_rows(l, out, (b * l.heads + h) * l.queries + first, rows, all, average, wide, l.key_position);
     return all_finite(all.z, SL_QUERIES, 1, lanes);
 }
 

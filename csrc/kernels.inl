@@ -28,11 +28,9 @@ bool decode(const sl_lookup& l, const sl_part& part, int64_t b, int64_t g, int64
 // Merges the parts of one key-value head and writes what is read from them; parts[0] is used up.
 void finish(const sl_lookup& l, const sl_summary& out, int64_t b, int64_t g, sl_part* parts, int64_t count) {
     const int64_t rows = l.heads / l.kv_heads * l.queries, wide = padded(l.value_width);
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = 0; r < rows; ++r)
         for (int64_t p = 1; p < count; ++p) merge_row(parts[p], r, wide, parts[0]);
-        const int64_t at = (b * l.heads + g * (l.heads / l.kv_heads)) * l.queries + r;
-        write_row(l, out, at, row_of(parts[0].moments, r), parts[0].average + r * wide);
-    }
+    write_rows(l, out, (b * l.heads + g * (l.heads / l.kv_heads)) * l.queries, rows, parts[0].moments, parts[0].average, wide, 0);
 }
 
 void fold(const sl_fold& f, int64_t row0, int64_t row1) { fold_rows(f, row0, row1); }

@@ -46,22 +46,33 @@ inline void put_row(const sl_fold& f, int64_t r, const RowMoments& x) {
     if (f.best) f.best[r] = x.best;
 }
 
-inline void write_row(const sl_lookup& l, const sl_summary& out, int64_t at, const RowMoments& x, const float* average) {
-    const float inverse = x.z > 0 ? 1 / x.z : 0, log_z = x.z > 0 ? std::log(x.z) : 0;
-    for (int64_t d = 0; d < l.value_width; ++d) out.average[at * l.value_width + d] = average[d] * inverse;
-    out.max_logit[at] = x.m;
-    out.log_z[at] = log_z;
-    out.visible[at] = (int64_t)x.count;
-    if (!l.statistics) return;
-    out.excess[at] = x.mean;
-    out.entropy[at] = log_z - x.mean;
-    out.expected_logit_var[at] = x.var * inverse;
-    out.collision[at] = x.c * inverse * inverse;
-    out.logit_mean[at] = x.flat_mean;
-    out.logit_var[at] = x.count > 0 ? x.flat_var / x.count : 0;
-    out.sink_mass[at] = x.sink * inverse;
-    out.distance[at] = x.distance * inverse;
-    out.argmax[at] = x.best;
+// The readings of `rows` queries, whose first is row `base` of all, from planes of their moments; at least LANES numbers of a
+// plane must be readable from any row on. average: (rows, wide), the sums of weighted values; position: of the key that `best` counts from.
+template <class Planes>
+void write_rows(const sl_lookup& l, const sl_summary& out, int64_t base, int64_t rows, const Planes& all, const float* average, int64_t wide,
+                int64_t position) {
+    for (int64_t r = 0; r < rows; r += LANES) {
+        const int64_t count = std::min<int64_t>(rows - r, LANES), at = base + r;
+        const auto put = [&](float* plane, F x) { std::memcpy(plane + at, &x, count * sizeof(float)); };
+        const F z = load(all.z + r), one = splat(1.f), inverse = z > F{} ? 1.f / z : F{}, n = load(all.count + r), mean = load(all.mean + r);
+        const F log_z = log1p(max(z - 1.f, F{}));  // the maximum's own weight is 1
+        put(out.max_logit, load(all.m + r));
+        put(out.log_z, log_z);
+        for (int64_t i = 0; i < count; ++i) {
+            out.visible[at + i] = (int64_t)n[i];
+            for (int64_t d = 0; d < l.value_width; ++d) out.average[(at + i) * l.value_width + d] = average[(r + i) * wide + d] * inverse[i];
+        }
+        if (!l.statistics) continue;
+        put(out.excess, mean);
+        put(out.entropy, log_z - mean);
+        put(out.expected_logit_var, load(all.var + r) * inverse);
+        put(out.collision, load(all.c + r) * inverse * inverse);
+        put(out.logit_mean, load(all.flat_mean + r));
+        put(out.logit_var, load(all.flat_var + r) / max(n, one));
+        put(out.sink_mass, load(all.sink + r) * inverse);
+        put(out.distance, load(all.distance + r) * inverse);
+        for (int64_t i = 0; i < count; ++i) out.argmax[at + i] = all.best[r + i] < 0 ? -1 : all.best[r + i] + position;
+    }
 }
 
 }  // namespace SL_ISA

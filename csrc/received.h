@@ -25,14 +25,14 @@ inline bool received_part(const sl_lookup& l, const float* max_logit, const floa
                           int64_t block1) {
     const int64_t panels = (l.queries + SL_QUERIES - 1) / SL_QUERIES, g = h / (l.heads / l.kv_heads), base = (b * l.heads + h) * l.queries;
     Scratch scratch;
-    ScoreMaker make(l, scratch);
+    ScoreMaker make(l, 1, scratch);
     float* scores = scratch.floats(SL_KEYS * ROW);
     float* m = scratch.floats(SL_QUERIES);
     float* share = scratch.floats(SL_QUERIES);
     for (int64_t panel = 0; panel < panels; ++panel) {
         const int64_t first = panel * SL_QUERIES, rows = rows_of(l, first), lanes = lanes_of(rows);
         const int64_t list = (int64_t)l.blocks.pattern[b * l.heads + h] * panels + panel;
-        if (!make.take_queries(l, b, h, first, rows)) return false;
+        if (!make.take_queries(l, 0, b, h, first, rows)) return false;
         for (int64_t r = 0; r < SL_QUERIES; ++r) {
             m[r] = r < rows && max_logit[base + first + r] > -INF ? max_logit[base + first + r] : 1e30f;  // others have no weight
             share[r] = r < rows ? inverse_z[base + first + r] : 0;
@@ -46,7 +46,7 @@ inline bool received_part(const sl_lookup& l, const float* max_logit, const floa
             make.take_keys(l, k, keys);
             const uint8_t* hidden = bits_of(l.blocks, entry);
             for_each_part(hidden, keys, lanes, [&](Part part) {
-                make.scores(l, part, {b, h, key + part.key, part.keys, first, rows, part.lane0, part.lane1}, scores);
+                make.scores(l, 0, part, {b, h, key + part.key, part.keys, first, rows, part.lane0, part.lane1}, scores);
                 float* sums = out + (b * l.heads + h) * l.keys + key + part.key;
                 if (hidden)
                     add_weights<true>(scores, from_key(hidden, part.key), part, m, share, sums);
