@@ -61,24 +61,23 @@ def watch(
         raise SoftlookupError(_nothing_seen(model, watcher))
 
 
-_open: list[ExitStack] = []  # one for every watch that is open; the first one holds torch's stance
+_eager = ExitStack()
+_watches = 0  # that are open
 
 
 @contextmanager
 def _eagerly() -> Iterator[None]:
     """Compiled models run as what they were compiled from while any watch is open, in whatever order watches are left."""
-    own = ExitStack()
-    if not _open:
-        own.enter_context(torch.compiler.set_stance("force_eager"))
-    _open.append(own)
+    global _watches
+    if not _watches:
+        _eager.enter_context(torch.compiler.set_stance("force_eager"))
+    _watches += 1
     try:
         yield
     finally:
-        _open.remove(own)
-        if _open:
-            _open[0].push(own.pop_all())
-        else:
-            own.close()
+        _watches -= 1
+        if not _watches:
+            _eager.close()
 
 
 def _switch_hugging_face(model: nn.Module, stack: ExitStack) -> None:
