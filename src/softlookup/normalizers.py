@@ -42,9 +42,9 @@ class Softmax:
             if not bool(good.all()):
                 got = float(t.detach()[~good][0])
                 raise SoftlookupError(f"temperature: expected every entry of the tensor > 0 and finite, got {got}")
-        elif not isinstance(t, (float, Real)) or not 0 <= t < math.inf:
+        elif not isinstance(t, Real) or not 0 <= t < math.inf:
             raise SoftlookupError(f"temperature: expected a finite number >= 0, got {t!r}")
-        if self.sink is not None and not isinstance(self.sink, (float, Real, Tensor)):
+        if not isinstance(self.sink, Real | Tensor | None):
             raise SoftlookupError(f"sink: expected a number or a tensor of shape ({heads},), got {self.sink!r}")
         if isinstance(self.sink, Tensor) and self.sink.ndim and tuple(self.sink.shape) != (heads,):
             raise SoftlookupError(f"sink: expected a number or a tensor of shape ({heads},), got {tuple(self.sink.shape)}")

@@ -362,7 +362,7 @@ def settle(form: Form, scale: float | Tensor | None, score: Score, heads: int) -
     if isinstance(scale, Tensor):
         query = form.query * per_head(scale, "scale", heads, form.query)[..., None]
         return replace(form, query=query, scale=1.0, shift=None), shift
-    if not isinstance(scale, (float, Real)) or not math.isfinite(scale):
+    if not isinstance(scale, Real) or not math.isfinite(scale):
         raise SoftlookupError(f"scale: expected a finite number, got {scale!r}")
     if shift is None and scale is form.scale:
         return form, None
