@@ -48,7 +48,7 @@ sanitize: $(READY)  ## the kernels under AddressSanitizer and UBSan, with every 
 	@MAKEFLAGS=--no-print-directory $(BIN)/cmake --build build/sanitize --target driver --parallel 2
 	@for set in AVX-512 AVX2 portable; do SOFTLOOKUP_INSTRUCTIONS=$$set build/sanitize/driver || exit 1; done
 
-bench: $(READY)  ## against every peer that can be installed, and the cost of looking (about ten minutes)
+bench: $(READY)  ## against every peer that can be installed, and the cost of looking (eleven minutes, more the first time)
 	@$(PIP) install -r requirements/torch.txt -r requirements/dev.txt -r requirements/bench.txt \
 		|| echo "make: expected to install requirements/bench.txt; peers that are missing are left out"
 	$(BIN)/python benchmarks/peers.py --json benchmarks/peers.json --markdown
