@@ -14,22 +14,23 @@ struct Coefficients {
     alignas(64) float m[SL_QUERIES], c0[SL_QUERIES], c1[SL_QUERIES], c2[SL_QUERIES], c3[SL_QUERIES], c4[SL_QUERIES], c5[SL_QUERIES];
     alignas(64) float sink[SL_QUERIES], distance[SL_QUERIES];
 
-    void read(const sl_upstream& up, int64_t base, int64_t rows) {
-        std::memset(this, 0, sizeof *this);
+    // False where one is not finite.
+    bool read(const sl_upstream& up, int64_t base, int64_t rows) {
         copy(m, up.max_logit, base, rows), copy(c0, up.c0, base, rows), copy(c1, up.c1, base, rows), copy(c2, up.c2, base, rows);
         copy(c3, up.c3, base, rows), copy(c4, up.c4, base, rows), copy(c5, up.c5, base, rows);
         copy(sink, up.sink, base, rows), copy(distance, up.distance, base, rows);
-        for (int64_t r = 0; r < SL_QUERIES; ++r) {
+        for (int64_t r = 0; r < lanes_of(rows); ++r) {
             if (r >= rows) m[r] = 1e30f;  // lanes beyond the last query have no weight
             if (m[r] == -INF) m[r] = 0;   // a query that sees nothing
         }
+        return all_finite(m, SL_QUERIES, sizeof *this / sizeof(float) / SL_QUERIES, lanes_of(rows));
     }
-
-    bool finite() const { return all_finite(m, SL_QUERIES, sizeof *this / sizeof(float) / SL_QUERIES, SL_QUERIES); }
 
   private:
     static void copy(float* to, const float* from, int64_t base, int64_t rows) {
         if (from) std::memcpy(to, from + base, rows * sizeof(float));
+        const int64_t given = from ? rows : 0;
+        std::memset(to + given, 0, (lanes_of(rows) - given) * sizeof(float));
     }
 };
 
@@ -82,8 +83,8 @@ struct PackedHead {
     // False where something is not finite.
     bool take(const sl_lookup& l, const sl_upstream& up, int64_t b, int64_t h, int64_t panels) {
         const int64_t wide = padded(l.value_width), base = (b * l.heads + h) * l.queries;
-        std::memset(upstream_columns, 0, panels * l.value_width * ROW * sizeof(float));
-        std::memset(upstream, 0, l.queries * wide * sizeof(float));
+        if (!up.average.data) std::memset(upstream_columns, 0, panels * l.value_width * ROW * sizeof(float));
+        if (!up.average.data || wide > l.value_width) std::memset(upstream, 0, l.queries * wide * sizeof(float));
         for (int64_t panel = 0; up.average.data && panel < panels; ++panel) {
             const int64_t first = panel * SL_QUERIES, count = rows_of(l, first);
             const float* g = row_of(up.average, b, h, first);
@@ -138,16 +139,19 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
     PackedHead head(l, panels, scratch);
     for (int64_t r = 0; r < SL_QUERIES; ++r) kept[r] = 1;
     const Counted counted{l.sinks ? l.first_sink[b] : 0, l.sinks};
+    const int64_t first_key = (b * l.kv_heads + g) * l.keys + block0 * SL_KEYS, part_keys = std::min(l.keys, block1 * SL_KEYS) - block0 * SL_KEYS;
+    std::memset(out.key + first_key * l.width, 0, part_keys * l.width * sizeof(float));
+    std::memset(out.value + first_key * l.value_width, 0, part_keys * l.value_width * sizeof(float));
     for (int64_t h = g * group; h < (g + 1) * group; ++h) {
         if (!head.take(l, up, b, h, panels)) return false;
         const int64_t base = (b * l.heads + h) * l.queries, lists = (int64_t)l.blocks.pattern[b * l.heads + h] * panels;
         for (int64_t panel = 0; panel < panels; ++panel) {
             const int64_t first = panel * SL_QUERIES;
-            coefficients[panel].read(up, base + first, rows_of(l, first));
-            if (!coefficients[panel].finite() || !make.take_queries(l, panel, b, h, first, rows_of(l, first))) return false;
+            if (!coefficients[panel].read(up, base + first, rows_of(l, first))) return false;
+            if (!make.take_queries(l, panel, b, h, first, rows_of(l, first))) return false;
             cursor[panel] = l.blocks.start[lists + panel];
         }
-        std::memset(dq, 0, panels * of_panel * sizeof(float));
+        std::memset(dq, 0, (l.additive ? panels * of_panel : lanes_of(l.queries) * wide) * sizeof(float));
         std::memset(du, 0, wide * LANES * sizeof(float));
         for (int64_t block = block0; block < block1; ++block) {
             const int64_t key = block * SL_KEYS, keys = l.keys - key < SL_KEYS ? l.keys - key : SL_KEYS;
@@ -161,8 +165,8 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                 if (entry == end || l.blocks.block[entry] != block) continue;
                 if (fresh) {
                     if (!all_finite(k, l.key.row, keys, l.width) || !all_finite(v, l.value.row, keys, l.value_width)) return false;
-                    std::memset(dk, 0, SL_KEYS * wide * sizeof(float));
-                    std::memset(dv, 0, SL_KEYS * value_wide * sizeof(float));
+                    std::memset(dk, 0, keys * wide * sizeof(float));
+                    std::memset(dv, 0, keys * value_wide * sizeof(float));
                     make.take_keys(l, k, keys);
                     if (!l.additive) key_rows = whole_vectors(k, l.key.row, keys, l.width, key_copy);
                     fresh = false;

@@ -24,7 +24,7 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
     float* copy = scratch.floats(SL_KEYS * wide);
     Moments& all = *(Moments*)scratch.floats(sizeof(Moments) / sizeof(float));
     if (!make.take_queries(l, 0, b, h, first, rows)) return false;
-    all.clear();
+    all.clear(lanes);
     std::memset(average, 0, lanes * wide * sizeof(float));
     const Counted counted{l.sinks ? l.first_sink[b] : 0, l.sinks};
     const int64_t list = (int64_t)l.blocks.pattern[b * l.heads + h] * panels + panel;

@@ -27,9 +27,9 @@ struct Moments {
     alignas(64) float fade[SL_QUERIES], moved[SL_QUERIES], seen[SL_QUERIES];  // of the block at hand: what multiplies all before
                                                                            // it, how far the maximum moved, visible keys
 
-    void clear() {
-        std::memset(this, 0, sizeof *this);
-        for (int r = 0; r < SL_QUERIES; ++r) m[r] = -INF, best[r] = -1;
+    void clear(int64_t lanes) {
+        for (size_t plane = 0; plane < sizeof *this / sizeof m; ++plane) std::memset(m + plane * SL_QUERIES, 0, lanes * sizeof(float));
+        for (int r = 0; r < lanes; ++r) m[r] = -INF, best[r] = -1;
     }
 
     // The maximum, 0 for a query that has seen nothing: all its weights are 0 whatever is subtracted.
@@ -142,6 +142,17 @@ inline F middle(const float* s, int64_t keys, F n) {
     return sum / max(n, splat(1.f));
 }
 
+// About where the weighted mean of t = s - m will be in a query's first block: from a few keys and the heaviest, of weight 1.
+inline F glance(const float* s, int64_t keys, F m) {
+    F z = splat(1.f), sum{};
+    for (int64_t j = 0, few = std::min<int64_t>(8, keys / 16); j < few; ++j) {
+        F t = load(s + j * 16 * ROW) - m, e = exp(t);
+        z += e;
+        sum += e > F{} ? e * t : F{};
+    }
+    return sum / z;
+}
+
 // Sums over one block for one vector of queries; t and s are taken from near their running means.
 struct Sums {
     F z{}, c{}, d{}, a1{}, a2{}, u1{}, u2{};
@@ -174,7 +185,8 @@ void weigh_and_measure(float* scores, Span at, Counted counted, Moments& all) {
             // Near 0 where all before this block counts for little: a block that raises the maximum holds a weight of 1.
             F before = load(all.z + of) * load(all.fade + of);
             mean_before[g] = before > F{} ? load(all.mean + of) + load(all.moved + of) : F{};
-            near[g] = before > F{} ? mean_before[g] * (before / (before + 1.f)) : F{};
+            near[g] = mean_before[g] * (before / (before + 1.f));
+            if (any(before <= F{})) near[g] = before > F{} ? near[g] : glance(scores + of, at.keys, m[g]);
             flat_mean[g] = load(all.flat_mean + of);
             flat_before[g] = flat_mean[g];
             // A block with more keys than all before it has its own middle: squares from elsewhere could cancel.

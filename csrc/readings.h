@@ -53,7 +53,10 @@ void write_rows(const sl_lookup& l, const sl_summary& out, int64_t base, int64_t
                 int64_t position) {
     for (int64_t r = 0; r < rows; r += LANES) {
         const int64_t count = std::min<int64_t>(rows - r, LANES), at = base + r;
-        const auto put = [&](float* plane, F x) { std::memcpy(plane + at, &x, count * sizeof(float)); };
+        const auto put = [&](float* plane, F x) {
+            if (count == LANES) return store(plane + at, x);
+            std::memcpy(plane + at, &x, count * sizeof(float));
+        };
         const F z = load(all.z + r), one = splat(1.f), inverse = z > F{} ? 1.f / z : F{}, n = load(all.count + r), mean = load(all.mean + r);
         const F log_z = log1p(max(z - 1.f, F{}));  // the maximum's own weight is 1
         put(out.max_logit, load(all.m + r));
@@ -63,15 +66,24 @@ void write_rows(const sl_lookup& l, const sl_summary& out, int64_t base, int64_t
             for (int64_t d = 0; d < l.value_width; ++d) out.average[(at + i) * l.value_width + d] = average[(r + i) * wide + d] * inverse[i];
         }
         if (!l.statistics) continue;
+        const F collision = load(all.c + r) * inverse * inverse;
         put(out.excess, mean);
         put(out.entropy, log_z - mean);
         put(out.expected_logit_var, load(all.var + r) * inverse);
-        put(out.collision, load(all.c + r) * inverse * inverse);
+        put(out.collision, collision);
         put(out.logit_mean, load(all.flat_mean + r));
         put(out.logit_var, load(all.flat_var + r) / max(n, one));
         put(out.sink_mass, load(all.sink + r) * inverse);
         put(out.distance, load(all.distance + r) * inverse);
         for (int64_t i = 0; i < count; ++i) out.argmax[at + i] = all.best[r + i] < 0 ? -1 : all.best[r + i] + position;
+        const F m = load(all.m + r);
+        const I some = n > F{};
+        if (out.logsumexp) put(out.logsumexp, m + log_z);
+        if (out.max_weight) put(out.max_weight, inverse);
+        if (out.expected_logit) put(out.expected_logit, (some ? m : F{}) + mean);
+        if (out.entropy_ratio) put(out.entropy_ratio, n > one ? (log_z - mean) / log1p(n - one) : F{});
+        if (out.effective_keys) put(out.effective_keys, some ? one / collision : F{});
+        if (out.jacobian_trace) put(out.jacobian_trace, some ? one - collision : F{});
     }
 }
 

@@ -66,10 +66,12 @@ struct sl_lookup {
     int32_t threads;
 };
 
-// What a lookup gives: average (B, H, L, Ev) contiguous; planes (B, H, L) contiguous.
+// What a lookup gives: average (B, H, L, Ev) contiguous; planes (B, H, L) contiguous. The second row follows from the first;
+// null where nobody wants it.
 struct sl_summary {
     float *average, *max_logit, *log_z, *excess, *entropy, *expected_logit_var, *collision, *logit_mean, *logit_var, *sink_mass,
         *distance;
+    float *logsumexp, *max_weight, *expected_logit, *entropy_ratio, *effective_keys, *jacobian_trace;
     int64_t *visible, *argmax;
 };
 
@@ -84,7 +86,7 @@ struct sl_upstream {
 };
 
 // Gradients, contiguous: query (parts, B, H, L, E), one for each part of the keys, to be summed; key (B, Hkv, S, E), value
-// (B, Hkv, S, Ev). Those that begin with `parts` are summed by whoever calls; all but those of queries must be zeros before.
+// (B, Hkv, S, Ev). Those that begin with `parts` are summed by whoever calls; all but these three must be zeros before.
 struct sl_gradients {
     float *query, *key, *value;
     float* key_bias;     // (B, H, S) or null

@@ -47,7 +47,7 @@ struct Judge {
 
 // Buffers for what a lookup gives: without statistics there are none of most readings.
 struct Output {
-    Numbers average, is[READINGS];
+    Numbers average, is[READINGS], derived[DERIVED];
     std::vector<int64_t> visible, argmax;
     sl_summary to{};
 
@@ -56,6 +56,8 @@ struct Output {
         float** of[READINGS] = {&to.max_logit, &to.log_z,      &to.excess,    &to.entropy,   &to.expected_logit_var,
                                 &to.collision, &to.logit_mean, &to.logit_var, &to.sink_mass, &to.distance};
         for (int r = 0; r < (l.statistics ? READINGS : EXCESS); ++r) is[r].assign(rows, HOLE), *of[r] = is[r].data();
+        float** follows[DERIVED] = {&to.logsumexp, &to.max_weight, &to.expected_logit, &to.entropy_ratio, &to.effective_keys, &to.jacobian_trace};
+        for (int r = 0; l.statistics && r < DERIVED; ++r) derived[r].assign(rows, HOLE), *follows[r] = derived[r].data();
         average.assign(rows * l.value_width, HOLE), visible.assign(rows, -2), argmax.assign(l.statistics ? rows : 0, -2);
         to.average = average.data(), to.visible = visible.data(), to.argmax = argmax.data();
     }
@@ -70,6 +72,8 @@ void check_forward(const char* kernel, Forward run, const Case& c, const Pairs& 
     judge.same(kernel, "visible", out.visible, pairs.visible, 0);
     for (int r = 0; r < READINGS; ++r)
         if (!out.is[r].empty()) judge.same(kernel, NAMES[r], out.is[r], pairs.is[r]);
+    for (int r = 0; r < DERIVED; ++r)
+        if (!out.derived[r].empty()) judge.same(kernel, DERIVED_NAMES[r], out.derived[r], pairs.derived(r));
     for (size_t r = 0; r < out.argmax.size(); ++r)
         if (pairs.level[r]) out.argmax[r] = pairs.argmax[r];
     if (c.l.statistics) judge.same(kernel, "argmax", out.argmax, pairs.argmax, 0);

@@ -9,6 +9,11 @@ enum Reading { MAX, LOG_Z, EXCESS, ENTROPY, VAR, COLLISION, MEAN, FLAT_VAR, SINK
 inline const char* const NAMES[READINGS] = {"max_logit", "log_z",      "excess",    "entropy",   "expected_logit_var",
                                             "collision", "logit_mean", "logit_var", "sink_mass", "distance"};
 
+// What follows from those.
+enum Derived { LOGSUMEXP, MAX_WEIGHT, EXPECTED_LOGIT, ENTROPY_RATIO, EFFECTIVE_KEYS, JACOBIAN_TRACE, DERIVED };
+inline const char* const DERIVED_NAMES[DERIVED] = {"logsumexp",     "max_weight",     "expected_logit",
+                                                   "entropy_ratio", "effective_keys", "jacobian_trace"};
+
 // One query's distribution from its scores, -INF where hidden.
 struct Distribution {
     double is[READINGS] = {-INF}, lead = INF;  // lead: from the second largest score to the largest
@@ -59,6 +64,17 @@ struct Pairs {
     Sums received, query, key, value, key_bias, relative, dense, additive, temperature;
     std::vector<int64_t> visible, argmax;
     std::vector<bool> level;  // so nearly two largest scores that rounding decides on the argmax
+
+    Exact derived(int which) const {
+        Exact all;
+        for (size_t r = 0; r < visible.size(); ++r) {
+            const auto n = (double)visible[r];
+            const double of[DERIVED] = {is[MAX][r] + is[LOG_Z][r], std::exp(-is[LOG_Z][r]), is[MAX][r] + is[EXCESS][r],
+                                        n > 1 ? is[ENTROPY][r] / std::log(n) : 0, 1 / is[COLLISION][r], 1 - is[COLLISION][r]};
+            all.push_back(n > 0 ? of[which] : which == LOGSUMEXP ? -INF : 0);
+        }
+        return all;
+    }
 
     Pairs(const Case& c, bool of_average, bool of_statistics) {
         const sl_lookup& l = c.l;

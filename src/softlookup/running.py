@@ -178,6 +178,7 @@ def _shifted(summary: Summary, shift: Tensor) -> Summary:
         "log_z": summary.log_z + zero,
         "excess": None if summary.excess is None else summary.excess + zero,
         "logit_mean": None if summary.logit_mean is None else summary.logit_mean + constant,
+        "derived": {},
     }
     return replace(summary, **changed)
 

@@ -9,7 +9,7 @@ what is counted per key. All of it is differentiable torch, so merged statistics
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, reduce
 from typing import Any
 
@@ -57,6 +57,9 @@ _NEEDS = {
     "distance": "distance",
 }
 
+DERIVED = ("logsumexp", "max_weight", "expected_logit", "entropy_ratio", "effective_keys", "jacobian_trace")
+"""Statistics that follow from the fields of a Summary; an engine may have computed them already (`Summary.derived`)."""
+
 # A variance merges by the spread between the parts' means, so it keeps the mean too.
 _MERGES_BY = {"expected_logit_var": "excess", "logit_var": "logit_mean"}
 
@@ -78,6 +81,11 @@ def needed(names: Iterable[str]) -> frozenset[str]:
     """The Summary fields that an engine must compute for these statistics."""
     own = {_NEEDS[name] for name in names if name in _NEEDS}
     return frozenset(own | {_MERGES_BY[field] for field in own if field in _MERGES_BY})
+
+
+def source(name: str) -> str:
+    """The Summary field that tells whether this statistic is there."""
+    return _NEEDS.get(name, "log_z")
 
 
 class Stats:
@@ -119,6 +127,7 @@ class Summary:
     visible keys, each counted once; sink_mass: p on the first keys; distance: E_p|i - j|.
     sink: logit of the extra option, broadcastable to (…, H, L); applied when the summary is read, never inside it.
     hard: temperature 0, where p is shared by the keys of highest score. dtype: of `value`.
+    derived: statistics that follow from the fields above, where whatever made those computed them too.
     """
 
     average: Tensor
@@ -137,6 +146,7 @@ class Summary:
     sink: Tensor | None = None
     hard: bool = False
     dtype: torch.dtype = torch.float32
+    derived: dict[str, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         kept = ", ".join(x.name for x in fields(self) if isinstance(getattr(self, x.name), Tensor))
@@ -171,15 +181,16 @@ class Summary:
         if len(names) == 1:
             chosen(names)
             return self._read(names[0])
-        wanted = chosen(names) if names else tuple(n for n in CHEAP if getattr(self, _NEEDS.get(n, "log_z")) is not None)
+        wanted = chosen(names) if names else tuple(n for n in CHEAP if getattr(self, source(n)) is not None)
         return Stats({name: self._read(name) for name in wanted})
 
     def _read(self, name: str) -> Tensor:
         if name == "received":
             raise SoftlookupError("received: expected softlookup.received(query, key), got a summary, which is per query")
-        field = _NEEDS.get(name, "log_z")
-        if getattr(self, field) is None:
+        if getattr(self, source(name)) is None:
             raise SoftlookupError(f"{name}: expected to be asked for when the summary was made, stats=(…, {name!r})")
+        if name in self.derived:
+            return self.derived[name]
         some = self._some
         match name:
             case "max_weight":
@@ -248,7 +259,7 @@ def merge_two(a: Summary, b: Summary) -> Summary:
         take_a = (a.max_logit > b.max_logit) | ((a.max_logit == b.max_logit) & first) | a.max_logit.isnan()
         merged["argmax"] = torch.where(take_a, *sides)
     average = w_a.unsqueeze(-1) * a.average + w_b.unsqueeze(-1) * b.average
-    return replace(a, average=average, max_logit=m, log_z=log_z, visible=a.visible + b.visible, **merged)
+    return replace(a, average=average, max_logit=m, log_z=log_z, visible=a.visible + b.visible, derived={}, **merged)
 
 
 _OPTIONAL = "argmax excess entropy expected_logit_var collision logit_mean logit_var sink_mass distance".split()
@@ -273,9 +284,9 @@ def merge_all(parts: Sequence[Summary]) -> Summary:
 
 def map_tensors(summary: Summary, function: Callable[[Tensor, int], Tensor]) -> Summary:
     """The summary with `function(tensor, trailing)` applied to each row tensor; trailing is 1 for `average`, else 0."""
-    changed: dict[str, Any] = {}
-    for field in fields(summary):
-        value = getattr(summary, field.name)
-        if isinstance(value, Tensor) and field.name != "sink":
-            changed[field.name] = function(value, int(field.name == "average"))
+    changed: dict[str, Any] = {"derived": {name: function(x, 0) for name, x in summary.derived.items()}}
+    for each in fields(summary):
+        value = getattr(summary, each.name)
+        if isinstance(value, Tensor) and each.name != "sink":
+            changed[each.name] = function(value, int(each.name == "average"))
     return replace(summary, **changed)

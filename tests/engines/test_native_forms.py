@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import softlookup as sl
 from softlookup.engines import library
+from softlookup.summary import DERIVED
 
 from .test_native import close, inputs
 
@@ -162,3 +164,25 @@ def test_received(mask, heads, kv_heads, threads):
     g = torch.randn(want.shape, dtype=torch.float64)
     for a, b in zip(torch.autograd.grad(got, single, g.float()), torch.autograd.grad(want, double, g), strict=True):
         close("gradient", a, b, 2e-5)
+
+
+@pytest.mark.parametrize("length", [1, 40, 250], ids=["few", "some", "many"])
+@pytest.mark.parametrize("mask", [None, sl.Causal(), ~sl.Prefix(300)], ids=["all", "causal", "nothing"])
+def test_what_follows_from_a_summary_is_the_same_from_the_kernel(length, mask):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, length, 16), torch.randn(2, 2, 300, 16), torch.randn(2, 2, 300, 8)
+    summary = sl.lookup(q, k, v, mask=mask)
+    assert set(summary.derived) == set(DERIVED)
+    plain = replace(summary, derived={})
+    for name in DERIVED:
+        close(name, summary.stats(name), plain.stats(name), 2e-6)
+
+
+def test_what_follows_from_a_summary_follows_again_from_a_merged_one():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 2, 50, 16), torch.randn(1, 2, 90, 16), torch.randn(1, 2, 90, 8)
+    stands = {"query_offset": 40, "total_keys": 90}
+    parts = [sl.lookup(q, k[:, :, a:b], v[:, :, a:b], key_offset=a, **stands) for a, b in ((0, 30), (30, 90))]
+    assert parts[0].derived and not sl.merge(*parts).derived
+    for name in DERIVED:
+        close(name, sl.merge(*parts).stats(name), sl.lookup(q, k, v).stats(name), 5e-6)

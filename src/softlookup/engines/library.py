@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..summary import DERIVED
 from . import __path__ as _folders
 
 QUERIES, KEYS = 192, 96
@@ -75,7 +76,7 @@ READINGS = (
 
 
 class Summary(ctypes.Structure):
-    _fields_ = [(name, _pointer) for name in READINGS]
+    _fields_ = [(name, _pointer) for name in (*READINGS[:-2], *DERIVED, *READINGS[-2:])]
 
 
 COEFFICIENTS = ("max_logit", "inverse_z", "c0", "c1", "c2", "c3", "c4", "c5", "sink", "distance")

@@ -12,7 +12,7 @@ from ..biases import Bias, DenseBias
 from ..masks import hidden
 from ..problem import Problem
 from ..scores import AdditiveForm, LorentzDistance, Product, SoftCap
-from ..summary import Summary
+from ..summary import DERIVED, Summary, source
 from . import library, streaming
 from .block_lists import all_pairs, block_lists
 from .dropout import mixed_seed, threshold
@@ -56,13 +56,14 @@ def run(problem: Problem) -> Summary:
     """The summary of every query, shapes (B, H, L)."""
     batch, heads, length, _ = problem.query.shape
     few = length <= (SOME if batch * heads < torch.get_num_threads() else FEW)
-    return summarize(problem, forward, backward, partial(forward, few=few))
+    return summarize(problem, forward, backward, partial(forward, few=few, derived=DERIVED))
 
 
-def forward(problem: Problem, few: bool = False) -> Readings:
+def forward(problem: Problem, few: bool = False, derived: tuple[str, ...] = ()) -> Readings:
     """`average` and what `problem.needs` asks for; inputs that are not finite are left to the streaming engine's care.
 
     few: by the kernels for few queries, whose scores round otherwise than those that the backward computes again.
+    derived: statistics that follow from what is asked for, to be given as well.
     """
     native, _ = library.load()
     assert native is not None
@@ -71,13 +72,14 @@ def forward(problem: Problem, few: bool = False) -> Readings:
     if described is None:
         return streaming.forward(problem)
     lookup, kept = described
-    wanted = library.READINGS if problem.needs else ALWAYS
+    asked = {*ALWAYS, *problem.needs}
+    wanted = (*library.READINGS, *(x for x in derived if source(x) in asked)) if problem.needs else ALWAYS
     read: Readings = {}
     for reading in wanted:
         dtype = torch.int64 if reading in ("visible", "argmax") else torch.float32
         shape = (batch, heads, length, *([problem.value.shape[-1]] if reading == "average" else []))
         read[reading] = torch.empty(shape, dtype=dtype)
-    out = library.Summary(*(read[x].data_ptr() if x in read else None for x in library.READINGS))
+    out = library.Summary(**{name: x.data_ptr() for name, x in read.items()})
     if not _done((native.sl_decode if few else native.sl_forward)(ctypes.byref(lookup), ctypes.byref(out))):
         return streaming.forward(problem)
     del kept
@@ -146,7 +148,7 @@ class _Sums:
             self.dense = torch.zeros((*shape[:3], 1 if shape[3] == 1 else keys))
         self.parts = parts = _parts(problem, self.dense)
         self.query = torch.empty((parts, *problem.query.shape))
-        self.key, self.value = (torch.zeros(x.shape) for x in (problem.key, problem.value))
+        self.key, self.value = (torch.empty(x.shape) for x in (problem.key, problem.value))
         if isinstance(form, Product) and form.key_bias is not None:
             self.key_bias = torch.zeros(form.key_bias.shape)
         if isinstance(form, AdditiveForm):

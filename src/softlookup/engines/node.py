@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedError
 from ..problem import Problem
-from ..summary import Summary
+from ..summary import DERIVED, Summary
 
 Readings = dict[str, Tensor]
 """`average` (B, H, L, Ev) and fields of a `Summary`, each (B, H, L)."""
@@ -43,9 +43,10 @@ def summarize(
 
 
 def summarized(problem: Problem, read: Readings) -> Summary:
-    """What was asked for of what an engine read."""
+    """What was asked for of what an engine read, which may have read statistics that follow from it as well."""
     fields: dict[str, Any] = _asked_for(problem, read)
-    return Summary(**fields, hard=problem.hard, dtype=problem.value.dtype)
+    derived = {name: x for name, x in read.items() if name in DERIVED}
+    return Summary(**fields, derived=derived, hard=problem.hard, dtype=problem.value.dtype)
 
 
 def _asked_for(problem: Problem, read: Readings) -> Readings:
