@@ -12,7 +12,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from . import compiled
+from . import compiled, repeated
 from .biases import Bias
 from .engines import divergence as _divergence
 from .engines import reference
@@ -113,9 +113,11 @@ def attend(
     }
     if torch.compiler.is_compiling():
         traced = compiled.attend(query, key, value, stats, arguments)
-        if traced is not None:
-            return traced
-    return _attend(query, key, value, stats, arguments)
+        return _attend(query, key, value, stats, arguments) if traced is None else traced
+    names = chosen(stats)
+    again = repeated.attend(query, key, value, names, arguments)
+    value, values = value_and_stats(query, key, value, names, **arguments) if again is None else again
+    return value if stats is None or stats is False else (value, Stats(values))
 
 
 @torch.compiler.disable(reason="a score, bias or mask of one's own is Python, which runs between the parts of a compiled graph")

@@ -45,6 +45,11 @@ def engine(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
+def forced() -> str | None:
+    """The engine that everything runs on here, or None."""
+    return _forced.get()
+
+
 @dataclass(frozen=True)
 class Plan:
     """Which engine runs a lookup, and why each of the others does not. Prints itself."""
@@ -59,7 +64,7 @@ class Plan:
 
 def choose(problem: Problem) -> ModuleType:
     """The engine that runs the problem."""
-    if _forced.get() is None:
+    if forced() is None:
         for each in ENGINES:
             if each.refusal(problem) is None:
                 return each
@@ -68,11 +73,11 @@ def choose(problem: Problem) -> ModuleType:
 
 def plan(problem: Problem) -> tuple[ModuleType, Plan]:
     """The engine that runs the problem, and why."""
-    forced, chosen_engine, reasons = _forced.get(), None, {}
+    named, chosen_engine, reasons = forced(), None, {}
     for each in ENGINES:
         reason = each.refusal(problem)
-        if reason is None and forced is not None and each.name != forced:
-            reason = f'not asked for: inside softlookup.engine("{forced}")'
+        if reason is None and named is not None and each.name != named:
+            reason = f'not asked for: inside softlookup.engine("{named}")'
         if reason is None and chosen_engine is not None:
             reason = f"can run this, but {chosen_engine.name} is preferred" + getattr(each, "drawback", "")
         if reason is None:

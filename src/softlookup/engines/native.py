@@ -54,9 +54,13 @@ def refusal(problem: Problem) -> str | None:
 
 def run(problem: Problem) -> Summary:
     """The summary of every query, shapes (B, H, L)."""
+    return summarize(problem, forward, backward, partial(forward, few=few_queries(problem), derived=DERIVED))
+
+
+def few_queries(problem: Problem) -> bool:
+    """Whether the kernels for few queries are faster."""
     batch, heads, length, _ = problem.query.shape
-    few = length <= (SOME if batch * heads < torch.get_num_threads() else FEW)
-    return summarize(problem, forward, backward, partial(forward, few=few, derived=DERIVED))
+    return length <= (SOME if batch * heads < torch.get_num_threads() else FEW)
 
 
 def forward(problem: Problem, few: bool = False, derived: tuple[str, ...] = ()) -> Readings:
@@ -65,32 +69,37 @@ def forward(problem: Problem, few: bool = False, derived: tuple[str, ...] = ()) 
     few: by the kernels for few queries, whose scores round otherwise than those that the backward computes again.
     derived: statistics that follow from what is asked for, to be given as well.
     """
+    described = lookup_of(problem, few)
+    read = None if described is None else read_lookup(described[0], few, readings(problem, derived))
+    return streaming.forward(problem) if read is None else read
+
+
+def readings(problem: Problem, derived: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """What the kernels are to write: all statistics, with which of these follow from what is asked for, or none."""
+    if not problem.needs:
+        return ALWAYS
+    asked = {*ALWAYS, *problem.needs}
+    return (*library.READINGS, *(x for x in derived if source(x) in asked))
+
+
+def read_lookup(lookup: library.Lookup, few: bool, wanted: tuple[str, ...]) -> Readings | None:
+    """What the forward kernels give, None where inputs are not finite; whoever calls keeps alive what the lookup points to."""
     native, _ = library.load()
     assert native is not None
-    batch, heads, length, _ = problem.query.shape
-    described = _described(problem, few)
-    if described is None:
-        return streaming.forward(problem)
-    lookup, kept = described
-    asked = {*ALWAYS, *problem.needs}
-    wanted = (*library.READINGS, *(x for x in derived if source(x) in asked)) if problem.needs else ALWAYS
+    rows = lookup.batch, lookup.heads, lookup.queries
     read: Readings = {}
     for reading in wanted:
         dtype = torch.int64 if reading in ("visible", "argmax") else torch.float32
-        shape = (batch, heads, length, *([problem.value.shape[-1]] if reading == "average" else []))
-        read[reading] = torch.empty(shape, dtype=dtype)
+        read[reading] = torch.empty((*rows, lookup.value_width) if reading == "average" else rows, dtype=dtype)
     out = library.Summary(**{name: x.data_ptr() for name, x in read.items()})
-    if not _done((native.sl_decode if few else native.sl_forward)(ctypes.byref(lookup), ctypes.byref(out))):
-        return streaming.forward(problem)
-    del kept
-    return read
+    return read if _done((native.sl_decode if few else native.sl_forward)(ctypes.byref(lookup), ctypes.byref(out))) else None
 
 
 def backward(problem: Problem, read: Readings, grads: Readings) -> list[Tensor]:
     """Gradients of query, key, value (and key bias) from those of the readings."""
     native, _ = library.load()
     assert native is not None
-    described = _described(problem, few=False)
+    described = lookup_of(problem, few=False)
     if described is None:
         return streaming.backward(problem, read, grads)
     lookup, kept = described
@@ -125,7 +134,7 @@ def received(problem: Problem, read: Readings) -> Tensor:
     """(B, H, S) the weight that each key receives, from the maxima and log-normalizers of all queries."""
     native, _ = library.load()
     assert native is not None
-    described = _described(problem, few=False)
+    described = lookup_of(problem, few=False)
     out = torch.zeros((*problem.query.shape[:2], problem.key.shape[2]))
     if described is not None:
         m, share = read["max_logit"].contiguous(), streaming.inverse_z(read["log_z"]).contiguous()
@@ -268,7 +277,7 @@ def _parts(problem: Problem, dense: Tensor | None) -> int:
     return min(-(-2 * threads // tasks), -(-problem.key.shape[2] // library.KEYS), affordable)
 
 
-def _described(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[object, ...]] | None:
+def lookup_of(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[object, ...]] | None:
     """The problem as the kernels take it, and what must live as long as that; None where a bias is not finite."""
     form, temperature = problem.form, problem.temperature
     assert isinstance(form, Product | AdditiveForm) and isinstance(problem.place.queries, int)
