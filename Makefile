@@ -53,6 +53,7 @@ bench: $(READY)  ## against every peer that can be installed, and the cost of lo
 		|| echo "make: expected to install requirements/bench.txt; peers that are missing are left out"
 	$(BIN)/python benchmarks/peers.py --json benchmarks/peers.json --markdown
 	$(BIN)/python benchmarks/looking.py
+	$(BIN)/python benchmarks/training_step.py
 
 docs: $(READY)  ## build the site into site/
 	$(PIP) install -r requirements/docs.txt
