@@ -15,7 +15,11 @@ namespace SL_ISA {
 constexpr int MOST_SHARE = 8, SHARE = 4;
 constexpr float REACH_OF_MOST = 5, REACH = 10;
 
-inline int64_t shared_width(int64_t width) { return (width + MOST_SHARE - 1) / MOST_SHARE * MOST_SHARE; }
+// Dimensions in whole groups, that share a division or lie side by side in a vector.
+inline int64_t shared_width(int64_t width) { return (width + 15) / 16 * 16; }
+
+// Lanes are queries, but where there are few of them lanes are dimensions: panels would be mostly empty.
+constexpr int64_t FEW = 4;
 
 inline float largest(const float* x, int64_t count) {
     F top{};
@@ -23,6 +27,11 @@ inline float largest(const float* x, int64_t count) {
     float all = 0;
     for (int l = 0; l < LANES; ++l) all = std::max(all, top[l]);
     return all;
+}
+
+// The first `lanes` lanes of `count` columns.
+inline void clear_columns(float* columns, int64_t count, int64_t lanes) {
+    for (int64_t d = 0; d < count; ++d) std::memset(columns + d * ROW, 0, lanes * sizeof(float));
 }
 
 // Projected queries of a panel as columns, and e^-2q and -2 u e^-2q of them where they can be of use. Dimensions are filled
@@ -34,15 +43,18 @@ struct QueryTerms {
     static int64_t size(const sl_lookup& l) { return shared_width(l.width) * ROW; }
 
     void take(const sl_lookup& l, const float* u, int64_t b, int64_t h, int64_t first, int64_t rows) {
-        std::memset(plain, 0, size(l) * sizeof(float));
+        const int64_t lanes = lanes_of(rows);
+        clear_columns(plain, shared_width(l.width), lanes);
         pack_queries(l, b, h, first, rows, plain);
-        reach = largest(plain, size(l));
-        if (reach > REACH) return;
-        for (int64_t n = 0; n < size(l); n += LANES) {
-            const F e = exp(load(plain + n) * -2.f);
-            store(exponential + n, e);
-            store(weighted + n, e * (-2.f * u[n / ROW]));
-        }
+        reach = 0;
+        for (int64_t d = 0; d < l.width; ++d) reach = std::max(reach, largest(plain + d * ROW, lanes));
+        if (reach > REACH || l.queries <= FEW) return;
+        for (int64_t d = 0; d < shared_width(l.width); ++d)
+            for (int64_t n = d * ROW; n < d * ROW + lanes; n += LANES) {
+                const F e = exp(load(plain + n) * -2.f);
+                store(exponential + n, e);
+                store(weighted + n, e * (-2.f * u[d]));
+            }
     }
 };
 
@@ -54,11 +66,12 @@ struct KeyTerms {
     static int64_t size(const sl_lookup& l) { return shared_width(l.width) * SL_KEYS; }
 
     void take(const sl_lookup& l, const float* k, int64_t keys) {
-        std::memset(plain, 0, size(l) * sizeof(float));
-        for (int64_t j = 0; j < keys; ++j) std::memcpy(plain + j * shared_width(l.width), k + j * l.key.row, l.width * sizeof(float));
-        reach = largest(plain, size(l));
-        if (reach > REACH) return;
-        for (int64_t n = 0; n < size(l); n += LANES) store(exponential + n, exp(load(plain + n) * 2.f));
+        const int64_t wide = shared_width(l.width), used = keys * wide;
+        std::memset(plain, 0, lanes_of(used) * sizeof(float));
+        for (int64_t j = 0; j < keys; ++j) std::memcpy(plain + j * wide, k + j * l.key.row, l.width * sizeof(float));
+        reach = largest(plain, used);
+        if (reach > REACH || l.queries <= FEW) return;
+        for (int64_t n = 0; n < used; n += LANES) store(exponential + n, exp(load(plain + n) * 2.f));
     }
 };
 
@@ -109,8 +122,32 @@ inline void scores_by_tanh(const float* u, int64_t width, const QueryTerms& quer
         }
 }
 
-// Scores of a part of a block, as products have them: a row for each key, from the part's first on.
-inline void score_additively(const float* u, int64_t width, const QueryTerms& queries, const KeyTerms& keys, Part part, float* scores) {
+// A query of a panel as a row.
+struct QueryRow {
+    F part[SL_WIDEST / LANES + 1];
+
+    QueryRow(const float* columns, int64_t lane, int64_t width) {
+        for (int64_t d = 0; d < width; ++d) part[d / LANES][d % LANES] = columns[d * ROW + lane];
+    }
+};
+
+inline void scores_by_dimensions(const float* u, int64_t width, const QueryTerms& queries, const KeyTerms& keys, Part part, int64_t few, float* scores) {
+    for (int64_t j = 0; j < part.keys; ++j) store(scores + j * ROW, F{});
+    for (int64_t r = 0; r < few; ++r) {
+        const QueryRow q(queries.plain, r, width);
+        for (int64_t j = 0; j < part.keys; ++j) {
+            const float* k = keys.plain + (part.key + j) * width;
+            F sum{};
+            for (int64_t d = 0; d < width; d += LANES) sum += load(u + d) * tanh(q.part[d / LANES] + load(k + d));
+            scores[j * ROW + r] = total(sum);
+        }
+    }
+}
+
+// Scores of a part of a block, as products have them: a row for each key, from the part's first on. few: how many queries
+// there are, where they are few.
+inline void score_additively(const float* u, int64_t width, const QueryTerms& queries, const KeyTerms& keys, Part part, int64_t few, float* scores) {
+    if (few) return scores_by_dimensions(u, width, queries, keys, part, few, scores);
     const float reach = std::max(queries.reach, keys.reach);
     if (reach <= REACH_OF_MOST)
         scores_by_fractions<MOST_SHARE>(u, width, queries, keys, part, scores);
@@ -159,10 +196,31 @@ inline void gradients_of_tanh(int64_t width, const float* columns, const float* 
     }
 }
 
+inline void gradients_by_dimensions(int64_t width, const QueryTerms& queries, const KeyTerms& keys, const float* ds, Part part, int64_t few, float* dq,
+                                    float* dk, float* du) {
+    for (int64_t r = 0; r < few; ++r) {
+        const QueryRow q(queries.plain, r, width);
+        for (int64_t d = 0; d < width; d += LANES) {
+            F query{}, weight{};
+            for (int64_t j = 0; j < part.keys; ++j) {
+                const int64_t at = (part.key + j) * width + d;
+                const F upstream = splat(ds[j * ROW + r]), t = tanh(q.part[d / LANES] + load(keys.plain + at));
+                const F weighted = upstream * t, inner = upstream - weighted * t;
+                store(dk + at, load(dk + at) + inner);
+                query += inner, weight += weighted;
+            }
+            for (int l = 0; l < LANES; ++l) dq[(d + l) * ROW + r] += query[l], du[(d + l) * LANES] += weight[l];
+        }
+    }
+}
+
 // Adds sum_j ds (1 - t^2) to `dq` (columns), sum_i ds (1 - t^2) to `dk` (rows), both still to be multiplied by u, and
 // sum_ij ds t to `du` (LANES numbers for each dimension).
-inline void pull_additively(int64_t width, const QueryTerms& queries, const KeyTerms& keys, const float* ds, Part part, float* dq, float* dk, float* du) {
-    if (std::max(queries.reach, keys.reach) <= REACH)
+inline void pull_additively(int64_t width, const QueryTerms& queries, const KeyTerms& keys, const float* ds, Part part, int64_t few, float* dq, float* dk,
+                            float* du) {
+    if (few)
+        gradients_by_dimensions(width, queries, keys, ds, part, few, dq, dk, du);
+    else if (std::max(queries.reach, keys.reach) <= REACH)
         gradients_of_tanh<true>(width, queries.exponential, keys.exponential, ds, part, dq, dk, du);
     else
         gradients_of_tanh<false>(width, queries.plain, keys.plain, ds, part, dq, dk, du);

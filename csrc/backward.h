@@ -151,7 +151,9 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
             if (!make.take_queries(l, panel, b, h, first, rows_of(l, first))) return false;
             cursor[panel] = l.blocks.start[lists + panel];
         }
-        std::memset(dq, 0, (l.additive ? panels * of_panel : lanes_of(l.queries) * wide) * sizeof(float));
+        if (!l.additive) std::memset(dq, 0, lanes_of(l.queries) * wide * sizeof(float));
+        for (int64_t panel = 0; l.additive && panel < panels; ++panel)
+            clear_columns(dq + panel * of_panel, wide, lanes_of(rows_of(l, panel * SL_QUERIES)));
         std::memset(du, 0, wide * LANES * sizeof(float));
         for (int64_t block = block0; block < block1; ++block) {
             const int64_t key = block * SL_KEYS, keys = l.keys - key < SL_KEYS ? l.keys - key : SL_KEYS;
@@ -202,14 +204,16 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                 });
             }
             if (fresh) continue;
-            for (int64_t n = 0; l.additive && n < keys * wide; ++n) dk[n] *= make.weight[n % wide];
+            for (int64_t j = 0; l.additive && j < keys; ++j)
+                for (int64_t d = 0; d < wide; ++d) dk[j * wide + d] *= make.weight[d];
             add_rows(dk, wide, l.scale, out.key + ((b * l.kv_heads + g) * l.keys + key) * l.width, keys, l.width);
             add_rows(dv, value_wide, 1, out.value + ((b * l.kv_heads + g) * l.keys + key) * l.value_width, keys, l.value_width);
         }
         float* to = out.query + ((part_number * l.batch * l.heads * l.queries) + base) * l.width;
-        for (int64_t r = 0; r < l.queries; ++r)
-            for (int64_t d = 0; d < l.width; ++d)
-                to[r * l.width + d] = l.additive ? make.weight[d] * dq[r / SL_QUERIES * of_panel + d * ROW + r % SL_QUERIES] : l.scale * dq[r * wide + d];
+        for (int64_t r = 0; r < l.queries; ++r) {
+            const float* row = dq + (l.additive ? r / SL_QUERIES * of_panel + r % SL_QUERIES : r * wide);
+            for (int64_t d = 0; d < l.width; ++d) to[r * l.width + d] = l.additive ? make.weight[d] * row[d * ROW] : l.scale * row[d];
+        }
         for (int64_t d = 0; out.additive && d < l.width; ++d)
             out.additive[((part_number * l.batch + b) * l.heads + h) * l.width + d] = total(load(du + d * LANES));
     }

@@ -9,6 +9,7 @@
 extern "C" {
 
 constexpr int64_t SL_QUERIES = 192;  // queries per panel: a multiple of 3 vectors of any width and of 6 rows
+constexpr int64_t SL_WIDEST = 512;   // dimensions of a query, a key or a value
 constexpr int64_t SL_KEYS = 96;      // keys per block: scores of one panel and block stay in cache from product to product
 
 // Which blocks of keys a panel of queries sees. Head h of batch entry b follows pattern p = pattern[b * heads + h], which

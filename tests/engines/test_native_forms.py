@@ -54,7 +54,7 @@ def agree(
         assert error <= grads_within, f"gradient {place}: error {error:.1e}"
 
 
-@pytest.mark.parametrize("n", [1, 9, 250])
+@pytest.mark.parametrize("n", [1, 4, 9, 250])
 @pytest.mark.parametrize("size", [0.5, 1.5, 8.0], ids=["eight to a division", "four to a division", "by tanh"])
 def test_additive(n, size):
     torch.manual_seed(0)
