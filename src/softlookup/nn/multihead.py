@@ -1,0 +1,149 @@
+"""Multi-head attention as a module: self or cross, grouped heads, cache, positions, and torch's own weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..biases import ALiBi
+from ..errors import SoftlookupError
+from ..operator import attend
+from ..running import MaskLike, StatsLike
+from ..summary import Stats
+from .cache import Cache
+from .positions import RoPE
+
+
+class MultiHeadAttention(nn.Module):
+    """Concat(head_1, ..., head_H) W_O with head_h = attend(x W_Q^h, c W_K^h, c W_V^h) (Vaswani et al. 2017, sec. 3.2.2).
+
+    Args:
+        width: E, of the input and the output. heads: H, which must divide E unless `head_width` says otherwise.
+        kv_heads: Hkv, keys and values shared by H / Hkv query heads each (Ainslie et al. 2023); H by default.
+        context_width: of the sequence that is read in cross-attention; E by default.
+        head_width: of queries and keys, E / H by default. value_width: of a head's values, `head_width` by default.
+        bias: whether the four projections have one.
+        positions: `RoPE()`, an `ALiBi`, or None for none.
+        qk_norm: queries and keys are normalized per head, with a learned gain, so that logits stay bounded (Henry et al. 2020).
+        dropout: probability that a weight is dropped in training.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        kv_heads: int | None = None,
+        context_width: int | None = None,
+        head_width: int | None = None,
+        value_width: int | None = None,
+        bias: bool = True,
+        positions: RoPE | ALiBi | None = None,
+        qk_norm: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        kv_heads, context_width = kv_heads or heads, context_width or width
+        if heads < 1 or heads % kv_heads:
+            raise SoftlookupError(f"MultiHeadAttention: expected kv_heads that divide the {heads} heads, got {kv_heads}")
+        if head_width is None and width % heads:
+            raise SoftlookupError(f"MultiHeadAttention: expected heads that divide the width {width}, got {heads}")
+        head_width = head_width or width // heads
+        value_width = value_width or head_width
+        self.heads, self.kv_heads, self.dropout = heads, kv_heads, dropout
+        self.of_query = nn.Linear(width, heads * head_width, bias)
+        self.of_key = nn.Linear(context_width, kv_heads * head_width, bias)
+        self.of_value = nn.Linear(context_width, kv_heads * value_width, bias)
+        self.out = nn.Linear(heads * value_width, width, bias)
+        self.query_norm = nn.RMSNorm(head_width) if qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(head_width) if qk_norm else nn.Identity()
+        self.rotary = positions if isinstance(positions, RoPE) else None
+        self.bias = positions if isinstance(positions, ALiBi) else None
+        for each in (self.of_query, self.of_key, self.of_value, self.out):
+            nn.init.xavier_uniform_(each.weight)
+            if bias:
+                nn.init.zeros_(each.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: MaskLike | None = None,
+        cache: Cache | None = None,
+        stats: StatsLike | None = None,
+    ) -> Tensor | tuple[Tensor, Stats]:
+        """x (B, L, E) asks `context` (B, S, Ec), or itself -> (B, L, E); with `stats` also a `Stats` of shape (B, H, L).
+
+        mask: as `attend` has it; queries are right-aligned with the keys, so `Causal()` is right for decoding too.
+        cache: keys and values so far. In self-attention this call's are added; in cross-attention those of `context` are
+            projected at the first call only, and later calls read them.
+        """
+        query = self.query_norm(self._split(self.of_query(x), self.heads))
+        key, value, first = self._keys(x, context, cache)
+        if self.rotary is not None:
+            query = self.rotary(query, first)
+        arguments: dict[str, Any] = {"mask": mask, "bias": self.bias, "dropout_p": self.dropout if self.training else 0.0}
+        if stats is None or stats is False:
+            return self._join(attend(query, key, value, **arguments))
+        value, seen = attend(query, key, value, stats=stats, **arguments)
+        return self._join(value), seen
+
+    def weights(self, x: Tensor, context: Tensor | None = None, *, mask: MaskLike | None = None) -> Tensor:
+        """(B, H, L, S) the distribution itself, materialized, without dropout: the average of rows of the identity."""
+        query = self.query_norm(self._split(self.of_query(x), self.heads))
+        key, value, first = self._keys(x, context, None)
+        if self.rotary is not None:
+            query = self.rotary(query, first)
+        eye = torch.eye(key.shape[-2], dtype=value.dtype, device=value.device).expand(*value.shape[:2], -1, -1)
+        return attend(query, key, eye, mask=mask, bias=self.bias)
+
+    def _keys(self, x: Tensor, context: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor, int]:
+        """Keys and values (B, Hkv, S, E), and the position of the first query."""
+        if context is not None and cache is not None and cache.key is not None and cache.value is not None:
+            return cache.key, cache.value, len(cache) - x.shape[1]
+        read = x if context is None else context
+        key = self.key_norm(self._split(self.of_key(read), self.kv_heads))
+        value = self._split(self.of_value(read), self.kv_heads)
+        before = 0 if cache is None else len(cache)
+        if self.rotary is not None:
+            key = self.rotary(key, before)
+        if cache is not None:
+            key, value = cache.add(key, value)
+        return key, value, key.shape[-2] - x.shape[1]
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    def _join(self, x: Tensor) -> Tensor:
+        return self.out(x.transpose(1, 2).flatten(2))
+
+    @classmethod
+    def from_torch(cls, module: nn.MultiheadAttention) -> MultiHeadAttention:
+        """The same attention with the weights of torch's module (which must be without `add_bias_kv` and `add_zero_attn`)."""
+        if module.bias_k is not None or module.add_zero_attn:
+            raise SoftlookupError("from_torch: expected a module without add_bias_kv and add_zero_attn, got one that has them")
+        if module.kdim != module.vdim:
+            raise SoftlookupError(f"from_torch: expected keys and values of one width, got {module.kdim} and {module.vdim}")
+        bias = module.in_proj_bias is not None
+        made = cls(module.embed_dim, module.num_heads, context_width=module.kdim, bias=bias, dropout=module.dropout)
+        made.load_state_dict(from_torch_state(module.state_dict()))
+        return made.to(module.out_proj.weight).train(module.training)
+
+
+def from_torch_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a torch.nn.MultiheadAttention under the names that `MultiHeadAttention` has."""
+    if "in_proj_weight" in state:
+        weights = state["in_proj_weight"].chunk(3)
+    elif "q_proj_weight" in state:
+        weights = tuple(state[f"{x}_proj_weight"] for x in "qkv")
+    else:
+        raise SoftlookupError(f"from_torch_state: expected in_proj_weight or q_proj_weight, got {', '.join(sorted(state))}")
+    ours = {f"of_{name}.weight": w for name, w in zip(("query", "key", "value"), weights, strict=True)}
+    if "in_proj_bias" in state:
+        biases = state["in_proj_bias"].chunk(3)
+        ours |= {f"of_{name}.bias": b for name, b in zip(("query", "key", "value"), biases, strict=True)}
+    ours |= {name.replace("out_proj", "out"): x for name, x in state.items() if name.startswith("out_proj.")}
+    return {name: torch.clone(x) for name, x in ours.items()}
