@@ -77,7 +77,8 @@ def main() -> None:
     pairs = [(timed(False), timed(True)) for _ in range(args.rounds)]
     low, middle, high = statistics.quantiles([b / a for a, b in pairs], n=4)
     plain = statistics.median(a for a, _ in pairs)
-    print(f"GPT of {LAYERS} layers, {WIDTH} wide, 2 x {args.tokens} tokens, {args.threads} threads: a step with SDPA {plain:.3f} s,")
+    print(f"GPT of {LAYERS} layers, {WIDTH} wide, 2 x {args.tokens} tokens, {args.threads} threads:")
+    print(f"a step with SDPA {plain:.3f} s,")
     print(f"with softlookup and all statistics {middle:.2f} times that (quartiles {low:.2f} – {high:.2f}; below is better)")
 
 

@@ -12,6 +12,9 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from . import integrations as integrations
+    from . import nn as nn
+    from . import seq2seq as seq2seq
+    from . import training as training
     from .biases import ALiBi as ALiBi
     from .biases import RelativeTable as RelativeTable
     from .drop_in import scaled_dot_product_attention as scaled_dot_product_attention
@@ -81,7 +84,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-_MODULES = {*(module.split(".")[0] for module in _FROM), "watching", "engines"}
+_MODULES = {*(module.split(".")[0] for module in _FROM), "watching", "engines", "nn", "seq2seq", "training"}
 
 
 def __dir__() -> list[str]:

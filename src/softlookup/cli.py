@@ -157,6 +157,93 @@ def _inspect(
 
 
 @app.command()
+def train(
+    task: Annotated[str, typer.Argument(help="g2p (spelling to pronunciation), or pairs, with --pairs.")],
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="The run's folder; default: runs/TASK-MODEL.")] = "",
+    model: Annotated[str, typer.Option(help="attentive, transformer or fixed.")] = "attentive",
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the model: width=256, score=dot …; repeatable.")
+    ] = None,
+    pairs: Annotated[str | None, typer.Option(metavar="FILE", help="Lines of source<TAB>target.")] = None,
+    source: Annotated[str, typer.Option(help="What a source is made of: characters or words.")] = "characters",
+    target: Annotated[str, typer.Option(help="What a target is made of: characters or words.")] = "characters",
+    epochs: Annotated[int, typer.Option(help="Passes over the training part.")] = 20,
+    batch: Annotated[int, typer.Option(help="Pairs per step.")] = 256,
+    rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 2e-3,
+    smoothing: Annotated[float, typer.Option(help="Of the labels.")] = 0.1,
+    words: Annotated[int | None, typer.Option(metavar="N", help="Only the first N training pairs.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order and dropout.")] = 0,
+    threads: Annotated[int, typer.Option(help="Of the processor.")] = 2,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+) -> None:
+    """Train an encoder-decoder; a killed run goes on with --resume, to the same bits."""
+    from .training import command
+    from .training.config import Config
+
+    config = Config(
+        task=task, pairs=pairs, source_units=source, target_units=target, model=model, options=parse_options(option or []),
+        epochs=epochs, batch=batch, rate=rate, smoothing=smoothing, words=words, seed=seed, threads=threads,
+    )  # fmt: skip
+    command.train(config, out or f"runs/{task}-{model}", resume)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[list[str], typer.Argument(help="A run's folder, or several: an ensemble.")],
+    part: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    beam: Annotated[int, typer.Option(help="Partial outputs that are kept.")] = 5,
+) -> None:
+    """Word and symbol error rates of a trained model."""
+    from .training import command
+    from .training.tasks import PARTS
+
+    if part not in PARTS:
+        raise SoftlookupError(f"--part: expected one of {', '.join(PARTS)}, got {part}")
+    command.evaluate(model, part, beam)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="g2p, a run's folder, or several with commas between: an ensemble.")],
+    words: Annotated[list[str], typer.Argument(help="What to read; - for the lines of standard input.")],
+    beam: Annotated[int, typer.Option(help="Partial outputs that are kept.")] = 5,
+    best: Annotated[int, typer.Option(metavar="N", help="Print the N best outputs of each.")] = 1,
+    align: Annotated[bool, typer.Option("--align", help="Also draw what each step read.")] = False,
+    html: Annotated[str | None, typer.Option(metavar="PATH", help="The same as a page.")] = None,
+) -> None:
+    """What a trained model makes of words, one line each: word<TAB>output."""
+    from .inspection.writing import check_target
+    from .training import command
+
+    page = None if html is None else str(check_target(html, "--html"))
+    if words == ["-"]:
+        words = [line.rstrip("\r\n") for line in sys.stdin]
+    wrong = command.predict(model.split(","), words, beam, best, align, page)
+    if wrong:
+        sys.stdout.flush()
+        for each in wrong:
+            _complain(each)
+        raise typer.Exit(USER_ERROR)
+
+
+def parse_options(said: list[str]) -> dict[str, Any]:
+    """``["width=256", "score=dot"]`` -> {"width": 256, "score": "dot"}"""
+    options: dict[str, Any] = {}
+    for each in said:
+        name, equals, value = each.partition("=")
+        if not (equals and name and value):
+            raise SoftlookupError(f"--option: expected name=value, got {each!r}")
+        try:
+            options[name] = int(value)
+        except ValueError:
+            try:
+                options[name] = float(value)
+            except ValueError:
+                options[name] = value
+    return options
+
+
+@app.command()
 def info() -> None:
     """Versions, engines, threads and the bundled models that are installed."""
     from importlib.metadata import PackageNotFoundError, version
@@ -234,7 +321,7 @@ def main() -> NoReturn:
         with suppress(OSError):
             output.flush()
     if output.failure is not None:
-        from .inspection.writing import reason
+        from .files import reason
 
         gone = output.failure.errno == errno.EPIPE  # "| head" has read enough, and wants no comment
         code = 1 if gone else _complain(f"standard output: cannot write to it: {reason(output.failure)}")

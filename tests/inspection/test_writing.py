@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from softlookup.errors import SoftlookupError
-from softlookup.inspection.writing import check_target, write_text
+from softlookup.files import write_text
+from softlookup.inspection.writing import check_target
 
 
 def test_written_whole_with_ordinary_permissions(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import write_text
 from ..watching.frame import load_pandas
 from .cost import Cost
 from .findings import Finding
@@ -15,7 +16,7 @@ from .heads import FEW, Head, Layer
 from .histogram import Histogram
 from .provenance import Provenance
 from .token_view import TokenView
-from .writing import check_target, write_text
+from .writing import check_target
 
 if TYPE_CHECKING:
     from .terminal import HeadMap

@@ -1,10 +1,8 @@
-"""Files are written whole or not at all, and never over somebody else's."""
+"""Reports never replace somebody else's file."""
 
 from __future__ import annotations
 
-import errno
 import os
-import tempfile
 from pathlib import Path
 
 from ..errors import SoftlookupError
@@ -29,33 +27,6 @@ def check_target(path: str | Path, option: str) -> Path:
     return target
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write beside the target, then rename: an interrupted or failed write leaves what was there before."""
-    target = Path(path).expanduser()
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}-", suffix=".part", dir=target.parent)
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-        temporary = None
-    except OSError as error:
-        raise SoftlookupError(f"cannot write {target}: {reason(error)}") from error
-    finally:  # also on Ctrl-C
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def reason(error: OSError) -> str:
-    """What is wrong, in a few words."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "no permission"
-    return (error.strerror or str(error)).lower()
-
-
 def _is_ours(path: Path) -> bool:
     """An empty file belongs to nobody: ``touch``, or a shell's redirection."""
     try:
@@ -64,10 +35,3 @@ def _is_ours(path: Path) -> bool:
     except OSError:
         return False
     return begin.strip() == "" or any(mark in begin for mark in MARKS)
-
-
-def _umask() -> int:
-    """``mkstemp`` makes files private; a report should get the permissions that any new file gets."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

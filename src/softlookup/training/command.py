@@ -1,0 +1,104 @@
+"""What the commands train, evaluate and predict do; cli.py only says how they are called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import SoftlookupError
+from ..files import write_text
+from .config import Config
+from .fit import Progress, fit
+from .picture import in_html, in_terminal
+from .runs import load
+from .scoring import Scores
+
+
+def train(config: Config, folder: str, resume: bool) -> None:
+    """Train with a bar on standard error, a line per epoch on standard output."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(file=sys.stderr, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def say(now: Progress) -> None:
+            if now.scores is not None:
+                print(_line(now.scores), flush=True)
+                return
+            done = now.epoch * now.steps + now.step
+            text = f"epoch {now.epoch + 1}/{now.epochs}  loss {now.loss:.3f}  rate {now.rate:.1e}"
+            bar.update(task, description=text, completed=done, total=now.epochs * now.steps)
+
+        run = fit(config, folder, resume=resume, say=say)
+    parameters = sum(x.numel() for x in run.models[0].parameters())
+    print(f"Model: {Path(folder, 'model.safetensors')} ({parameters:,} parameters)")
+
+
+def _line(scores: dict[str, Any]) -> str:
+    return (
+        f"epoch {scores['epoch']:>3}  loss {scores['loss']:.3f}  dev WER {scores['wer']:6.2%}  PER {scores['per']:6.2%}  "
+        f"{scores['words_per_second']:,.0f} words/s"
+    )
+
+
+def evaluate(folders: Sequence[str], part: str, beam: int) -> None:
+    """Errors on a part of the data, with 95 % bootstrap intervals."""
+    run = load(*(found(each) for each in folders))
+    corpus = run.record.config.corpus()
+    if corpus.checksum != run.record.checksum:
+        raise SoftlookupError(f"evaluate: expected the data that the run was trained on, got other data in {corpus.origin}")
+    scores = run.evaluate(corpus.part(part), beam)
+    print(f"{len(scores.wrong):,} of {part}, beam {beam}, closest reference")
+    print(_rate("WER", "wer", scores))
+    print(_rate("PER", "per", scores))
+
+
+def _rate(name: str, what: str, scores: Scores) -> str:
+    low, high = scores.interval(what)
+    return f"{name} {getattr(scores, what):.2%}  (95 % of resamples: {low:.2%} to {high:.2%})"
+
+
+def predict(
+    folders: Sequence[str], words: Sequence[str], beam: int, best: int, align: bool, page: str | None
+) -> list[str]:
+    """Print the outputs of the words that can be read; what was wrong with the others."""
+    run = load(*(found(each) for each in folders))
+    if (align or page) and not any(model.attends for model in run.models):
+        raise SoftlookupError("--align: expected a model with attention, got one without")
+    good, wrong = [], []
+    for word in words:
+        try:
+            good.append((word.strip(), run.symbols(word)))
+        except SoftlookupError as error:
+            wrong.append(str(error))
+    outputs = run.predict([source for _, source in good], max(beam, best))
+    pictures = []
+    for (word, source), hypotheses in zip(good, outputs, strict=True):
+        for output, _ in hypotheses[:best]:
+            print(f"{word}\t{run.text(output)}")
+        output = hypotheses[0][0]
+        if align or page:
+            pictures.append((source, output, run.alignment(source, output)))
+        if align:
+            print(in_terminal(*pictures[-1]) + "\n")
+    if page and pictures:
+        write_text(page, in_html(pictures))
+        print(f"Picture: {page}")
+    return wrong
+
+
+def found(name: str) -> Path:
+    """A run's folder: a path, or the name of a model that the repository holds."""
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    for folder in (Path("models"), Path(__file__).parents[3] / "models"):
+        if "/" not in name and (folder / name).is_dir():
+            return folder / name
+    raise SoftlookupError(f"model: expected the folder of a run, or the name of one in models/, got {name}")
+

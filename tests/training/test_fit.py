@@ -1,0 +1,188 @@
+"""The loop: it learns, it goes on after any death to the same bits, and refuses what would not be the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import softlookup as sl
+from softlookup.training import Config, fit, load
+from softlookup.training import checkpoint as checkpoints
+
+
+def small(path, **changes) -> Config:
+    said = {"task": "pairs", "pairs": str(path), "target_units": "words", "epochs": 3, "batch": 32, "rate": 0.01, "threads": 1}
+    return Config(**(said | {"options": {"width": 24, "embedding": 12, "dropout": 0.1}} | changes))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoints.load(folder / "checkpoint.safetensors")[0]
+
+
+def metrics(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "words_per_second")} for line in lines]
+
+
+def same(a: Path, b: Path) -> None:
+    ours, theirs = weights(a), weights(b)
+    assert ours.keys() == theirs.keys()
+    for name, x in ours.items():
+        assert torch.equal(x, theirs[name]), name
+    assert metrics(a) == metrics(b)
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("model", ["attentive", "fixed", "transformer"])
+def test_a_run_that_died_goes_on_to_the_same_bits(reversals, tmp_path, model):
+    options = {"width": 16, "dropout": 0.1} | ({"heads": 2, "layers": 1} if model == "transformer" else {"embedding": 8})
+    config = small(reversals, model=model, options=options)
+    fit(config, tmp_path / "whole")
+    steps = 0
+
+    def die(progress):
+        nonlocal steps
+        steps += 1
+        if steps in (4, 13, 17):
+            raise Killed
+
+    for _ in range(3):
+        with pytest.raises(Killed):
+            fit(config, tmp_path / "parts", resume=True, say=die, every=0)
+    fit(config, tmp_path / "parts", resume=True, say=die, every=0)
+    same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_killed_processes_go_on_too(reversals, tmp_path):
+    config = small(reversals, epochs=6)
+    fit(config, tmp_path / "whole")
+    program = (
+        "import sys, json; from softlookup.training import Config, fit\n"
+        "fit(Config(**json.loads(sys.argv[1])), sys.argv[2], resume=True, every=0.0)\n"
+    )
+    said = [sys.executable, "-c", program, json.dumps(config.as_dict()), str(tmp_path / "killed")]
+    deaths = 0
+    for _ in range(20):
+        process = subprocess.Popen(said, env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
+        checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        while process.poll() is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before):
+            time.sleep(0.01)
+        time.sleep(0.05 * (deaths % 3))
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:
+            break
+        deaths += 1
+    else:
+        subprocess.run(said, check=True)
+    assert deaths >= 2
+    same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_it_learns_and_is_asked_from_its_folder(reversals, tmp_path):
+    run = fit(small(reversals, epochs=60, options={"width": 48, "embedding": 24}), tmp_path / "run")
+    corpus = run.record.config.corpus()
+    assert run.evaluate(corpus.test).wer < 0.25
+    again = load(tmp_path / "run")
+    sources = [pair.source for pair in corpus.test]
+    assert [x[0][0] for x in again.predict(sources)] == [x[0][0] for x in run.predict(sources)]
+    lines = metrics(tmp_path / "run")
+    assert [line["epoch"] for line in lines] == list(range(1, 61)) and lines[-1]["loss"] < lines[0]["loss"]
+    assert 0 < lines[-1]["attention_entropy"] < 1.4 and any((tmp_path / "run" / "tensorboard").iterdir())
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["config"]["epochs"] == 60 and len(record["data"]["checksum"]) == 64 and "torch" in record["versions"]
+
+
+def test_another_run_is_refused(reversals, tmp_path):
+    config = small(reversals, epochs=1)
+    fit(config, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+    for changed, resume, message in (
+        (config, False, "holds a run already; expected --resume"),
+        (replace(config, rate=0.02), True, "rate=0.01, got rate=0.02"),
+        (replace(config, seed=1), True, "seed=0, got seed=1"),
+    ):
+        with pytest.raises(sl.SoftlookupError, match=message):
+            fit(changed, tmp_path / "run", resume=resume)
+    reversals.write_text(reversals.read_text() + "dddd\tx\n")
+    with pytest.raises(sl.SoftlookupError, match="got other data"):
+        fit(config, tmp_path / "run", resume=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    with pytest.raises(sl.SoftlookupError, match="expected a new or an empty folder"):
+        fit(config, tmp_path / "other")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+
+
+def test_a_full_disk_loses_nothing(reversals, tmp_path, monkeypatch):
+    import errno
+
+    config = small(reversals)
+    fit(config, tmp_path / "whole")
+    from softlookup import files
+
+    replaced, written = os.replace, 0
+
+    def full(*names):
+        nonlocal written
+        written += 1
+        if written == 9:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replaced(*names)
+
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(sl.SoftlookupError, match="the disk is full"):
+        fit(config, tmp_path / "parts", every=0)
+    fit(config, tmp_path / "parts", resume=True, every=0)
+    same(tmp_path / "whole", tmp_path / "parts")
+    assert not list((tmp_path / "parts").glob(".*"))
+
+
+def test_a_damaged_checkpoint_is_told(reversals, tmp_path):
+    config = small(reversals, epochs=1)
+    fit(config, tmp_path / "run")
+    (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"half")
+    with pytest.raises(sl.SoftlookupError, match="checkpoint.safetensors: expected a file that softlookup train wrote"):
+        fit(config, tmp_path / "run", resume=True)
+    with pytest.raises(sl.SoftlookupError, match="expected the folder of a run"):
+        load(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(reversals, tmp_path):
+    with pytest.raises(sl.SoftlookupError, match="expected a finite loss"):
+        fit(small(reversals, rate=1e30, epochs=5, clip=1e30), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"task": "mt"}, "task: expected one of g2p, pairs"),
+        ({"model": "lstm"}, "model: expected one of fixed, attentive, transformer"),
+        ({"epochs": 0}, "epochs: expected a number of at least 1"),
+        ({"rate": 0.0}, "rate: expected a finite number above 0"),
+        ({"smoothing": 1.0}, "smoothing: expected a number of at least 0 and below 1"),
+        ({"task": "pairs"}, "--pairs: expected a file"),
+        ({"pairs": "x.tsv"}, "--pairs: expected a file"),
+    ],
+)
+def test_configs_are_checked(said, message):
+    with pytest.raises(sl.SoftlookupError, match=message):
+        Config(**said)
+
+
+def test_options_are_the_models(reversals, tmp_path):
+    with pytest.raises(sl.SoftlookupError, match="options: expected those of Attentive, got {'depth': 3}"):
+        fit(small(reversals, options={"depth": 3}), tmp_path / "run")
