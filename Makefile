@@ -13,7 +13,7 @@ unexport PYTHONPATH VIRTUAL_ENV
 PASSIVE := OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint sanitize bench docs clean
+.PHONY: help setup demo test lint sanitize bench g2p docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,13 @@ bench: $(READY)  ## against every peer that can be installed, and the cost of lo
 	$(BIN)/python benchmarks/peers.py --json benchmarks/peers.json --markdown
 	$(BIN)/python benchmarks/looking.py
 	$(BIN)/python benchmarks/training_step.py
+
+g2p: $(READY)  ## train the model in models/g2p (over an hour on one core; a run that was stopped goes on)
+	@mkdir -p runs
+	$(PASSIVE) $(BIN)/softlookup train g2p --model attentive --option layers=2 --option dropout=0.25 \
+		--epochs 16 --batch 128 --rate 0.0015 --threads 1 --out runs/g2p --resume
+	$(BIN)/python -m softlookup.training.pack runs/g2p models/g2p
+	$(PASSIVE) $(BIN)/softlookup evaluate g2p
 
 docs: $(READY)  ## build the site into site/
 	$(PIP) install -r requirements/docs.txt
