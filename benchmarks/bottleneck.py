@@ -16,11 +16,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from softlookup.training import Config, fit, load
+from softlookup.training import Config, fit
 from softlookup.training.runs import METRICS
-from softlookup.training.scoring import Scores
 
 OPTIONS: dict[str, dict[str, Any]] = {  # 3.04 M parameters each
     "attentive": {"layers": 2, "dropout": 0.25},
