@@ -18,9 +18,6 @@ constexpr float REACH_OF_MOST = 5, REACH = 10;
 // Dimensions in whole groups, that share a division or lie side by side in a vector.
 inline int64_t shared_width(int64_t width) { return (width + 15) / 16 * 16; }
 
-// Lanes are queries, but where there are few of them lanes are dimensions: panels would be mostly empty.
-constexpr int64_t FEW = 4;
-
 inline float largest(const float* x, int64_t count) {
     F top{};
     for (int64_t n = 0; n < count; n += LANES) top = max(abs(load(x + n)), top);
@@ -48,7 +45,7 @@ struct QueryTerms {
         pack_queries(l, b, h, first, rows, plain);
         reach = 0;
         for (int64_t d = 0; d < l.width; ++d) reach = std::max(reach, largest(plain + d * ROW, lanes));
-        if (reach > REACH || l.queries <= FEW) return;
+        if (reach > REACH) return;
         for (int64_t d = 0; d < shared_width(l.width); ++d)
             for (int64_t n = d * ROW; n < d * ROW + lanes; n += LANES) {
                 const F e = exp(load(plain + n) * -2.f);
@@ -70,7 +67,7 @@ struct KeyTerms {
         std::memset(plain, 0, lanes_of(used) * sizeof(float));
         for (int64_t j = 0; j < keys; ++j) std::memcpy(plain + j * wide, k + j * l.key.row, l.width * sizeof(float));
         reach = largest(plain, used);
-        if (reach > REACH || l.queries <= FEW) return;
+        if (reach > REACH) return;
         for (int64_t n = 0; n < used; n += LANES) store(exponential + n, exp(load(plain + n) * 2.f));
     }
 };
@@ -122,32 +119,8 @@ inline void scores_by_tanh(const float* u, int64_t width, const QueryTerms& quer
         }
 }
 
-// A query of a panel as a row.
-struct QueryRow {
-    F part[SL_WIDEST / LANES + 1];
-
-    QueryRow(const float* columns, int64_t lane, int64_t width) {
-        for (int64_t d = 0; d < width; ++d) part[d / LANES][d % LANES] = columns[d * ROW + lane];
-    }
-};
-
-inline void scores_by_dimensions(const float* u, int64_t width, const QueryTerms& queries, const KeyTerms& keys, Part part, int64_t few, float* scores) {
-    for (int64_t j = 0; j < part.keys; ++j) store(scores + j * ROW, F{});
-    for (int64_t r = 0; r < few; ++r) {
-        const QueryRow q(queries.plain, r, width);
-        for (int64_t j = 0; j < part.keys; ++j) {
-            const float* k = keys.plain + (part.key + j) * width;
-            F sum{};
-            for (int64_t d = 0; d < width; d += LANES) sum += load(u + d) * tanh(q.part[d / LANES] + load(k + d));
-            scores[j * ROW + r] = total(sum);
-        }
-    }
-}
-
-// Scores of a part of a block, as products have them: a row for each key, from the part's first on. few: how many queries
-// there are, where they are few.
-inline void score_additively(const float* u, int64_t width, const QueryTerms& queries, const KeyTerms& keys, Part part, int64_t few, float* scores) {
-    if (few) return scores_by_dimensions(u, width, queries, keys, part, few, scores);
+// Scores of a part of a block, as products have them: a row for each key, from the part's first on.
+inline void score_additively(const float* u, int64_t width, const QueryTerms& queries, const KeyTerms& keys, Part part, float* scores) {
     const float reach = std::max(queries.reach, keys.reach);
     if (reach <= REACH_OF_MOST)
         scores_by_fractions<MOST_SHARE>(u, width, queries, keys, part, scores);
@@ -196,44 +169,31 @@ inline void gradients_of_tanh(int64_t width, const float* columns, const float* 
     }
 }
 
-inline void gradients_by_dimensions(int64_t width, const QueryTerms& queries, const KeyTerms& keys, const float* ds, Part part, int64_t few, float* dq,
-                                    float* dk, float* du) {
-    for (int64_t r = 0; r < few; ++r) {
-        const QueryRow q(queries.plain, r, width);
-        for (int64_t d = 0; d < width; d += LANES) {
-            F query{}, weight{};
-            for (int64_t j = 0; j < part.keys; ++j) {
-                const int64_t at = (part.key + j) * width + d;
-                const F upstream = splat(ds[j * ROW + r]), t = tanh(q.part[d / LANES] + load(keys.plain + at));
-                const F weighted = upstream * t, inner = upstream - weighted * t;
-                store(dk + at, load(dk + at) + inner);
-                query += inner, weight += weighted;
-            }
-            for (int l = 0; l < LANES; ++l) dq[(d + l) * ROW + r] += query[l], du[(d + l) * LANES] += weight[l];
-        }
-    }
-}
-
 // Adds sum_j ds (1 - t^2) to `dq` (columns), sum_i ds (1 - t^2) to `dk` (rows), both still to be multiplied by u, and
 // sum_ij ds t to `du` (LANES numbers for each dimension).
-inline void pull_additively(int64_t width, const QueryTerms& queries, const KeyTerms& keys, const float* ds, Part part, int64_t few, float* dq, float* dk,
+inline void pull_additively(int64_t width, const QueryTerms& queries, const KeyTerms& keys, const float* ds, Part part, float* dq, float* dk,
                             float* du) {
-    if (few)
-        gradients_by_dimensions(width, queries, keys, ds, part, few, dq, dk, du);
-    else if (std::max(queries.reach, keys.reach) <= REACH)
+    if (std::max(queries.reach, keys.reach) <= REACH)
         gradients_of_tanh<true>(width, queries.exponential, keys.exponential, ds, part, dq, dk, du);
     else
         gradients_of_tanh<false>(width, queries.plain, keys.plain, ds, part, dq, dk, du);
 }
 
-// One query and one key, for few queries: lanes are dimensions.
-inline float additive_score(const float* q, const float* k, const float* u, int64_t width) {
+// One query and one key, for few queries: lanes are dimensions. tanhs: where those of whole vectors go, or null.
+inline float additive_score(const float* q, const float* k, const float* u, int64_t width, float* tanhs = nullptr) {
     F sum{};
-    for (int64_t d = 0; d < width; d += LANES) {
-        float a[LANES] = {}, b[LANES] = {}, w[LANES] = {};
-        const int64_t count = std::min<int64_t>(width - d, LANES) * sizeof(float);
-        std::memcpy(a, q + d, count), std::memcpy(b, k + d, count), std::memcpy(w, u + d, count);
-        sum += load(w) * tanh(load(a) + load(b));
+    int64_t d = 0;
+    const auto add = [&](F a, F b, F w) {
+        const F t = tanh(a + b);
+        if (tanhs) store(tanhs + d, t);
+        sum += w * t;
+    };
+    for (; d + LANES <= width; d += LANES) add(load(q + d), load(k + d), load(u + d));
+    if (d < width) {
+        float rest[3][LANES] = {};
+        std::memcpy(rest[0], q + d, (width - d) * sizeof(float)), std::memcpy(rest[1], k + d, (width - d) * sizeof(float));
+        std::memcpy(rest[2], u + d, (width - d) * sizeof(float));
+        add(load(rest[0]), load(rest[1]), load(rest[2]));
     }
     return total(sum);
 }

@@ -89,14 +89,16 @@ inline void unadjust(const sl_lookup& l, const Block& at, float* ds, const float
     }
 }
 
-// The final score of one pair.
-inline float adjusted(const sl_lookup& l, int64_t b, int64_t h, int64_t i, int64_t j, float x) {
-    F slope;
+// The final score of one pair. to: where its derivative by x goes, or null.
+inline float adjusted(const sl_lookup& l, int64_t b, int64_t h, int64_t i, int64_t j, float x, float* to = nullptr) {
+    const float tau = l.inverse_temperatures ? l.inverse_temperatures[(b * l.heads + h) * l.queries + i] : l.inverse_temperature;
+    F slope = splat(1.f);
     if (l.key_bias) x += l.key_bias[b * l.key_bias_batch + h * l.key_bias_head + j];
     if (l.map != SL_IDENTITY) x = mapped(l, splat(x), slope)[0];
     if (l.relative) x += l.relative[h * l.relative_head + i - j + l.keys - 1];
     if (l.dense) x += l.dense[b * l.dense_batch + h * l.dense_head + i * l.dense_row + j * l.dense_column];
-    return x * (l.inverse_temperatures ? l.inverse_temperatures[(b * l.heads + h) * l.queries + i] : l.inverse_temperature);
+    if (to) *to = slope[0] * tau;
+    return x * tau;
 }
 
 }  // namespace SL_ISA

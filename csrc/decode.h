@@ -53,17 +53,19 @@ inline bool decode_part(const sl_lookup& l, const sl_part& part, int64_t b, int6
         f.position = l.key_position + key;
         for (int64_t r = 0; r < rows; ++r) {
             const int64_t h = g * group + r / l.queries;
+            const uint8_t* seen = l.seen ? l.seen + b * l.seen_batch + h * l.seen_head + r % l.queries * l.seen_row + key : nullptr;
             for (int64_t j = 0; j < keys; ++j) {
                 const float *one = queries + r * l.width, *other = k + j * l.key.row;
                 if (r == 0) fetch(other + AHEAD * l.key.row, l.width), fetch(v + j * l.value.row, l.value_width);
+                if (seen && !seen[j]) {
+                    scores[r * keys + j] = 0;
+                    continue;
+                }
                 const float x = l.additive ? additive_score(one, other, l.additive + h * l.additive_head, l.width) : dot(other, one, l.width);
                 bad += x * 0;
                 scores[r * keys + j] = adjusting ? adjusted(l, b, h, r % l.queries, key + j, x) : x;
             }
-            if (l.seen)
-                fold_row<true>(f, r, l.seen + b * l.seen_batch + h * l.seen_head + r % l.queries * l.seen_row + key);
-            else
-                fold_row<false>(f, r, nullptr);
+            seen ? fold_row<true>(f, r, seen) : fold_row<false>(f, r, nullptr);
             drop_row(l, b, h, r % l.queries, key, keys, scores + r * keys);
         }
         if (!(bad == 0)) return false;

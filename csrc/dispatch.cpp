@@ -13,6 +13,7 @@
     namespace isa {                                                                                                        \
     bool forward(const sl_lookup&, const sl_summary&, int64_t, int64_t, int64_t, int64_t, std::atomic<uint8_t>*);          \
     bool backward(const sl_lookup&, const sl_upstream&, const sl_gradients&, int64_t, int64_t, int64_t, int64_t, int64_t); \
+    bool backward_of_few(const sl_lookup&, const sl_upstream&, const sl_gradients&, int64_t, int64_t);                     \
     bool received(const sl_lookup&, const float*, const float*, float*, int64_t, int64_t, int64_t, int64_t);               \
     bool decode(const sl_lookup&, const sl_part&, int64_t, int64_t, int64_t, int64_t);                                     \
     void finish(const sl_lookup&, const sl_summary&, int64_t, int64_t, sl_part*, int64_t);                                 \
@@ -30,6 +31,7 @@ struct Kernels {
     const char* name;
     decltype(&base::forward) forward;
     decltype(&base::backward) backward;
+    decltype(&base::backward_of_few) backward_of_few;
     decltype(&base::received) received;
     decltype(&base::decode) decode;
     decltype(&base::finish) finish;
@@ -43,11 +45,11 @@ Kernels choose() {
 #ifdef SL_X86
     if (allowed("AVX-512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        return {"AVX-512", avx512::forward, avx512::backward, avx512::received, avx512::decode, avx512::finish, avx512::fold};
+        return {"AVX-512", avx512::forward, avx512::backward, avx512::backward_of_few, avx512::received, avx512::decode, avx512::finish, avx512::fold};
     if (allowed("AVX2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return {"AVX2", avx2::forward, avx2::backward, avx2::received, avx2::decode, avx2::finish, avx2::fold};
+        return {"AVX2", avx2::forward, avx2::backward, avx2::backward_of_few, avx2::received, avx2::decode, avx2::finish, avx2::fold};
 #endif
-    return {"portable", base::forward, base::backward, base::received, base::decode, base::finish, base::fold};
+    return {"portable", base::forward, base::backward, base::backward_of_few, base::received, base::decode, base::finish, base::fold};
 }
 
 const Kernels& kernels() {
@@ -110,6 +112,14 @@ extern "C" int32_t sl_backward(const sl_lookup* lookup, const sl_upstream* upstr
     return 2;
 }
 
+extern "C" int32_t sl_backward_few(const sl_lookup* lookup, const sl_upstream* upstream, const sl_gradients* out) try {
+    const sl_lookup& l = *lookup;
+    return outcome(l.batch * l.kv_heads, l.threads,
+                   [&](int64_t task) { return kernels().backward_of_few(l, *upstream, *out, task / l.kv_heads, task % l.kv_heads); });
+} catch (...) {
+    return 2;
+}
+
 extern "C" int32_t sl_received(const sl_lookup* lookup, const float* max_logit, const float* inverse_z, float* out) try {
     const sl_lookup& l = *lookup;
     const int64_t blocks = (l.keys + SL_KEYS - 1) / SL_KEYS, heads = l.batch * l.heads;
@@ -130,35 +140,59 @@ extern "C" void sl_fold_block(const sl_fold* fold) {
     });
 }
 
-extern "C" int32_t sl_decode(const sl_lookup* lookup, const sl_summary* out) try {
-    constexpr int64_t PART = 2048, PLANES = 11;
-    const sl_lookup& l = *lookup;
-    const int64_t parts = (l.keys + PART - 1) / PART, heads = l.batch * l.kv_heads, rows = l.heads / l.kv_heads * l.queries;
-    const int64_t wide = (l.value_width + 15) / 16 * 16;
-    std::vector<float> numbers(heads * parts * rows * (PLANES + wide));
-    std::vector<int64_t> best(heads * parts * rows, -1);
-    std::vector<sl_part> all(heads * parts);
-    for (int64_t t = 0; t < heads * parts; ++t) {
-        float* from = numbers.data() + t * rows * (PLANES + wide);
-        sl_fold& f = all[t].moments;
-        float** planes[PLANES] = {&f.m, &f.z, &f.mean, &f.var, &f.c, &f.distance, &f.sink, &f.count, &f.flat_mean, &f.flat_var, &f.fade};
-        for (int64_t p = 0; p < PLANES; ++p) *planes[p] = from + p * rows;
-        std::fill(f.m, f.m + rows, -std::numeric_limits<float>::infinity());
-        all[t].average = from + PLANES * rows;
-        f.best = best.data() + t * rows;
-        f.rows = f.entry_rows = rows;
-        f.query_position = l.query_positions;
-        f.queries = l.queries;
-        f.first_sink = l.first_sink + t / parts / l.kv_heads;
-        f.sinks = l.sinks;
-        f.statistics = l.statistics;
+namespace {
+
+// Memory for the moments and averages of some parts of one key-value head each, empty so far.
+struct Parts {
+    std::vector<float> numbers;
+    std::vector<int64_t> best;
+    std::vector<sl_part> all;
+
+    void clear(const sl_lookup& l, int64_t count, int64_t b) {
+        constexpr int64_t PLANES = 11;
+        const int64_t rows = l.heads / l.kv_heads * l.queries, size = rows * (PLANES + (l.value_width + 15) / 16 * 16);
+        numbers.assign(count * size, 0), best.assign(count * rows, -1), all.resize(count);
+        for (int64_t p = 0; p < count; ++p) {
+            float* from = numbers.data() + p * size;
+            sl_fold& f = all[p].moments = {};
+            for (float** plane : {&f.m, &f.z, &f.mean, &f.var, &f.c, &f.distance, &f.sink, &f.count, &f.flat_mean, &f.flat_var, &f.fade})
+                *plane = from, from += rows;
+            all[p].average = from;
+            std::fill(f.m, f.m + rows, -std::numeric_limits<float>::infinity());
+            f.best = best.data() + p * rows;
+            f.rows = f.entry_rows = rows;
+            f.query_position = l.query_positions;
+            f.queries = l.queries;
+            f.first_sink = l.first_sink + b;
+            f.sinks = l.sinks;
+            f.statistics = l.statistics;
+        }
     }
+};
+
+}  // namespace
+
+extern "C" int32_t sl_decode(const sl_lookup* lookup, const sl_summary* out) try {
+    constexpr int64_t PART = 2048;
+    const sl_lookup& l = *lookup;
+    const int64_t parts = (l.keys + PART - 1) / PART, heads = l.batch * l.kv_heads;
+    if (parts == 1)
+        return outcome(heads, l.threads, [&](int64_t bg) {
+            static thread_local Parts one;
+            const int64_t b = bg / l.kv_heads, g = bg % l.kv_heads;
+            one.clear(l, 1, b);
+            if (!kernels().decode(l, one.all[0], b, g, 0, l.keys)) return false;
+            kernels().finish(l, *out, b, g, one.all.data(), 1);
+            return true;
+        });
+    std::vector<Parts> of(heads);
+    for (int64_t bg = 0; bg < heads; ++bg) of[bg].clear(l, parts, bg / l.kv_heads);
     const int32_t result = outcome(heads * parts, l.threads, [&](int64_t t) {
         const int64_t part = t % parts, bg = t / parts, key1 = l.keys < (part + 1) * PART ? l.keys : (part + 1) * PART;
-        return kernels().decode(l, all[t], bg / l.kv_heads, bg % l.kv_heads, part * PART, key1);
+        return kernels().decode(l, of[bg].all[part], bg / l.kv_heads, bg % l.kv_heads, part * PART, key1);
     });
     if (result) return result;
-    for (int64_t bg = 0; bg < heads; ++bg) kernels().finish(l, *out, bg / l.kv_heads, bg % l.kv_heads, all.data() + bg * parts, parts);
+    for (int64_t bg = 0; bg < heads; ++bg) kernels().finish(l, *out, bg / l.kv_heads, bg % l.kv_heads, of[bg].all.data(), parts);
     return 0;
 } catch (...) {
     return 2;

@@ -1,5 +1,6 @@
 // The kernels of one instruction set; the including file defines SL_ISA.
 #include "backward.h"
+#include "backward_few.h"
 #include "decode.h"
 #include "fold.h"
 #include "forward.h"
@@ -15,6 +16,10 @@ bool forward(const sl_lookup& l, const sl_summary& out, int64_t b, int64_t h, in
 bool backward(const sl_lookup& l, const sl_upstream& up, const sl_gradients& out, int64_t b, int64_t g, int64_t part, int64_t block0,
               int64_t block1) {
     return backward_part(l, up, out, b, g, part, block0, block1);
+}
+
+bool backward_of_few(const sl_lookup& l, const sl_upstream& up, const sl_gradients& out, int64_t b, int64_t g) {
+    return backward_few(l, up, out, b, g);
 }
 
 bool received(const sl_lookup& l, const float* max_logit, const float* inverse_z, float* out, int64_t b, int64_t h, int64_t block0, int64_t block1) {

@@ -40,7 +40,7 @@ struct ScoreMaker {
     // Scores of panel n: rows from 0 on, lanes as in the panel. at: what `part` is of all; slopes: see adjust.
     void scores(const sl_lookup& l, int64_t n, Part part, const Block& at, float* to, float* slopes = nullptr) const {
         if (l.additive)
-            score_additively(weight, shared_width(l.width), terms(l, n), keys, part, few(l), to);
+            score_additively(weight, shared_width(l.width), terms(l, n), keys, part, to);
         else
             product(part.keys, part.lane1 - part.lane0, l.width, {block + part.key * l.key.row, l.key.row, 1}, columns + n * size(l) + part.lane0, ROW,
                     to + part.lane0, ROW, nullptr);
@@ -49,7 +49,7 @@ struct ScoreMaker {
 
     // The way back of additive scores: see pull_additively.
     void pull(const sl_lookup& l, int64_t n, Part part, const float* ds, float* dq, float* dk, float* du) const {
-        pull_additively(shared_width(l.width), terms(l, n), keys, ds, part, few(l), dq, dk, du);
+        pull_additively(shared_width(l.width), terms(l, n), keys, ds, part, dq, dk, du);
     }
 
   private:
@@ -58,8 +58,6 @@ struct ScoreMaker {
     const float* block = nullptr;
 
     static int64_t size(const sl_lookup& l) { return l.additive ? QueryTerms::size(l) : l.width * ROW; }
-
-    static int64_t few(const sl_lookup& l) { return l.queries <= FEW ? l.queries : 0; }
 
     QueryTerms terms(const sl_lookup& l, int64_t n) const {
         return {columns + n * size(l), exponential + n * size(l), weighted + n * size(l), reach[n]};

@@ -101,6 +101,10 @@ struct sl_gradients {
 
 SL_PUBLIC int32_t sl_backward(const sl_lookup* lookup, const sl_upstream* upstream, const sl_gradients* out);
 
+// The same for few queries after sl_decode, in one part and without gradients of biases and temperatures but `key_bias`:
+// `blocks` is not read.
+SL_PUBLIC int32_t sl_backward_few(const sl_lookup* lookup, const sl_upstream* upstream, const sl_gradients* out);
+
 // What each key received, (B, H, S), zeros before: sum over queries of e^(s - max_logit) inverse_z, both (B, H, L).
 SL_PUBLIC int32_t sl_received(const sl_lookup* lookup, const float* max_logit, const float* inverse_z, float* out);
 

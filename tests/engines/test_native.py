@@ -81,7 +81,7 @@ def close(name: str, got: torch.Tensor, want: torch.Tensor, within: float) -> No
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize(("n", "s"), [(300, 300), (65, 257), (3, 5000)])
+@pytest.mark.parametrize(("n", "s"), [(300, 300), (65, 257), (3, 5000), (2, 200)])
 def test_masks(mask, n, s):
     torch.manual_seed(0)
     agrees(inputs(n, s, 16, 16), mask=MASKS[mask](n, s))
@@ -97,6 +97,35 @@ def test_masks(mask, n, s):
 def test_shapes(n, s, width, value_width):
     names = CHEAP if n <= s else [name for name in CHEAP if name != "distance"]
     agrees(inputs(n, s, width, value_width), stats=names)
+
+
+STEPS = {
+    "scaled": {},
+    "cool": {"normalizer": sl.Softmax(temperature=0.7), "scale": 0.4},
+    "gaussian": {"score": sl.Gaussian(2.0)},
+    "soft-cap": {"score": sl.ScaledDot(softcap=2.0)},
+    "dropout": {"dropout_p": 0.3, "seed": 3},
+    "bias": {"bias": sl.ALiBi(torch.tensor([0.5, 0.25, 0.1, 0.0]))},
+    "sink": {"normalizer": sl.Softmax(sink=0.5)},
+    "additive": {"score": lambda width: additive(width)},
+}
+
+
+def additive(width: int) -> sl.Additive:
+    make = torch.Generator().manual_seed(5)
+    shapes = (4, 19), (4, 19, width), (4, 19, width)
+    return sl.Additive(*(torch.randn(shape, generator=make) * 0.5 for shape in shapes))
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(("n", "s", "kv_heads"), [(1, 7, 4), (1, 33, 2), (3, 500, 1)])
+def test_steps_of_a_decoder_that_is_trained(name, n, s, kv_heads):
+    arguments = dict(STEPS[name])
+    if callable(arguments.get("score")):
+        arguments["score"], kv_heads = arguments["score"](18), 4
+    mask = sl.Lengths(torch.tensor([s, s // 2]))
+    agrees(inputs(n, s, 18, 35, kv_heads), mask=mask, **arguments)
+    agrees(inputs(n, s, 18, 35, kv_heads), **arguments)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])

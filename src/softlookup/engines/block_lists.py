@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,25 +35,33 @@ class BlockLists:
 
 
 def block_lists(problem: Problem) -> BlockLists:
-    """The lists of a problem whose queries stand at consecutive positions; those of masks with a key are kept."""
+    """The lists of a problem whose queries stand at consecutive positions."""
+    return _kept(problem, _lists)
+
+
+_KEPT: dict[tuple, Any] = {}
+_MOST_KEPT = 64
+_Found = TypeVar("_Found")
+
+
+def _kept(problem: Problem, find: Callable[[_Question], _Found]) -> _Found:
+    """What `find` finds about the problem's mask; of masks with a key it is kept."""
     batch, heads, length, _ = problem.query.shape
     first, what = problem.place.queries, key_of(problem.mask)
     assert isinstance(first, int)
     ask = _Question(problem.mask, batch, heads, length, problem.key.shape[2], first, problem.place.key_offset)
     if what is None:
-        return _lists(ask)
+        return find(ask)
     place = first - ask.key_offset if is_relative(problem.mask) else (first, ask.key_offset)
-    key = what, batch, heads, length, ask.keys, place
-    lists = _KEPT.get(key)
-    if lists is None:
-        if len(_KEPT) >= _MOST_KEPT:
-            _KEPT.clear()
-        lists = _KEPT[key] = _lists(ask)
-    return lists
-
-
-_KEPT: dict[tuple, BlockLists] = {}
-_MOST_KEPT = 32
+    key = find, what, batch, heads, length, ask.keys, place
+    try:
+        return _KEPT[key]
+    except KeyError:
+        found = find(ask)
+    if len(_KEPT) >= _MOST_KEPT:
+        _KEPT.clear()
+    _KEPT[key] = found
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +84,8 @@ def _lists(ask: _Question) -> BlockLists:
         start = np.arange(panels + 1, dtype=np.int64) * len(blocks)
         block = np.tile(blocks, panels)
         return BlockLists(np.zeros(batch * heads, np.int32), start, block, np.full_like(block, -1), np.zeros(1, np.uint8))
+    if panels == 1 and ask.keys <= KEYS:
+        return _short(ask)
     walk = _Walk(ask)
     by_batch, by_head = walk.varies()
     one_by_one = np.arange(batch * heads).reshape(batch, heads)
@@ -96,20 +107,55 @@ def _lists(ask: _Question) -> BlockLists:
     )
 
 
+def _short(ask: _Question) -> BlockLists:
+    """Of many sequences that fit one panel and one block of keys, as words do: the mask is asked once about all."""
+    seen = _seen(ask).expand(-1, -1, ask.length, -1)
+    every = seen.reshape(-1, ask.length, ask.keys).numpy()
+    kinds: dict[bytes, int] = {}
+    which = np.array([kinds.setdefault(each.tobytes(), len(kinds)) for each in every], np.int32)
+    start, bits_of = [0], list[int]()
+    bits: list[np.ndarray] = []
+    for kind in kinds:
+        pairs = np.frombuffer(kind, bool).reshape(ask.length, ask.keys)
+        if pairs.any():
+            bits_of.append(-1 if pairs.all() else len(bits))
+        if pairs.any() and not pairs.all():
+            block = np.zeros((KEYS, QUERIES), bool)
+            block[: ask.keys, : ask.length] = pairs.T
+            bits.append(np.packbits(block, axis=1, bitorder="little"))
+        start.append(len(bits_of))
+    return BlockLists(
+        np.ascontiguousarray(np.broadcast_to(which.reshape(seen.shape[:2]), (ask.batch, ask.heads)).reshape(-1)),
+        np.array(start, np.int64),
+        np.zeros(len(bits_of), np.int32),
+        np.array(bits_of, np.int32),
+        np.stack(bits) if bits else np.zeros(1, np.uint8),
+    )
+
+
 def all_pairs(problem: Problem) -> Tensor | None:
     """Bytes (B, H, L, S), 1 where visible, expanded where alike, with unit stride along the keys; None where all are visible.
 
     For few queries only."""
-    batch, heads, length, _ = problem.query.shape
-    first, start = problem.place.queries, problem.place.key_offset
-    assert isinstance(first, int)
-    region = Region(0, batch, 0, heads, 0, length, first, first + length, start, start + problem.key.shape[2])
-    if problem.mask.cover(region) is Cover.FULL:
+    return _kept(problem, _all_pairs)
+
+
+def _all_pairs(ask: _Question) -> Tensor | None:
+    if ask.mask.cover(_whole(ask)) is Cover.FULL:
         return None
-    positions = problem.place.positions(length, torch.device("cpu"))
-    seen = problem.mask.visible(Tile(region, positions, heads))
-    seen = seen[(None,) * (4 - seen.ndim)].expand(-1, -1, -1, problem.key.shape[2])
-    return seen.contiguous().view(torch.uint8).expand(batch, heads, length, -1)
+    return _seen(ask).contiguous().view(torch.uint8).expand(ask.batch, ask.heads, ask.length, -1)
+
+
+def _seen(ask: _Question) -> Tensor:
+    """What is visible, asked once about all: (B, H, L, S), where dimensions along which all is alike may be 1, but the last."""
+    positions = torch.arange(ask.first, ask.first + ask.length)
+    seen = ask.mask.visible(Tile(_whole(ask), positions, ask.heads))
+    return seen[(None,) * (4 - seen.ndim)].expand(-1, -1, -1, ask.keys).cpu()
+
+
+def _whole(ask: _Question) -> Region:
+    last, keys = ask.first + ask.length, ask.key_offset + ask.keys
+    return Region(0, ask.batch, 0, ask.heads, 0, ask.length, ask.first, last, ask.key_offset, keys)
 
 
 class _Walk:

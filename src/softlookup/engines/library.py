@@ -125,6 +125,8 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     library.sl_decode.restype, library.sl_decode.argtypes = library.sl_forward.restype, library.sl_forward.argtypes
     library.sl_backward.restype = ctypes.c_int32
     library.sl_backward.argtypes = [ctypes.POINTER(Lookup), ctypes.POINTER(Upstream), ctypes.POINTER(Gradients)]
+    few = library.sl_backward_few
+    few.restype, few.argtypes = library.sl_backward.restype, library.sl_backward.argtypes
     library.sl_received.restype = ctypes.c_int32
     library.sl_received.argtypes = [ctypes.POINTER(Lookup), _pointer, _pointer, _pointer]
     library.sl_fold_block.restype = None

@@ -23,6 +23,8 @@ WIDEST = 512
 FEW, SOME = 3, 16
 """Up to FEW queries (SOME where heads are too few for all threads) the kernels for few queries are faster than a panel that is
 mostly empty: they read keys once for all query heads, and cut them into parts for the threads."""
+SHORT = 512
+"""Keys up to which a differentiated call takes the kernels for few queries: they do not cut keys into parts for the threads."""
 MOST_PARTS = 2**23
 """Numbers in the query gradients of all parts of the keys together."""
 
@@ -54,7 +56,11 @@ def refusal(problem: Problem) -> str | None:
 
 def run(problem: Problem) -> Summary:
     """The summary of every query, shapes (B, H, L)."""
-    return summarize(problem, forward, backward, partial(forward, few=few_queries(problem), derived=DERIVED))
+    few = few_queries(problem)
+    back = few and comes_back_by_rows(problem)
+    return summarize(
+        problem, partial(forward, few=back), partial(backward, few=back), partial(forward, few=few, derived=DERIVED)
+    )
 
 
 def few_queries(problem: Problem) -> bool:
@@ -63,10 +69,16 @@ def few_queries(problem: Problem) -> bool:
     return length <= (SOME if batch * heads < torch.get_num_threads() else FEW)
 
 
+def comes_back_by_rows(problem: Problem) -> bool:
+    """Whether the backward for few queries gives all gradients that are wanted."""
+    learned = any(bias.tensor.requires_grad for bias in problem.biases) or isinstance(problem.temperature, Tensor)
+    return problem.key.shape[2] <= SHORT and not learned
+
+
 def forward(problem: Problem, few: bool = False, derived: tuple[str, ...] = ()) -> Readings:
     """`average` and what `problem.needs` asks for; inputs that are not finite are left to the streaming engine's care.
 
-    few: by the kernels for few queries, whose scores round otherwise than those that the backward computes again.
+    few: by the kernels for few queries, whose scores round otherwise than those of panels: the backward must be theirs too.
     derived: statistics that follow from what is asked for, to be given as well.
     """
     described = lookup_of(problem, few)
@@ -95,11 +107,11 @@ def read_lookup(lookup: library.Lookup, few: bool, wanted: tuple[str, ...]) -> R
     return read if _done((native.sl_decode if few else native.sl_forward)(ctypes.byref(lookup), ctypes.byref(out))) else None
 
 
-def backward(problem: Problem, read: Readings, grads: Readings) -> list[Tensor]:
-    """Gradients of query, key, value (and key bias) from those of the readings."""
+def backward(problem: Problem, read: Readings, grads: Readings, few: bool = False) -> list[Tensor]:
+    """Gradients of query, key, value (and key bias) from those of the readings; few: as the forward was."""
     native, _ = library.load()
     assert native is not None
-    described = lookup_of(problem, few=False)
+    described = lookup_of(problem, few)
     if described is None:
         return streaming.backward(problem, read, grads)
     lookup, kept = described
@@ -116,8 +128,9 @@ def backward(problem: Problem, read: Readings, grads: Readings) -> list[Tensor]:
         library.Strided(None, 0, 0, 0) if average is None else library.Strided.of(average),
         *(planes[name].data_ptr() if name in planes else None for name in library.COEFFICIENTS),
     )
-    sums = _Sums(problem)
-    if not _done(native.sl_backward(ctypes.byref(lookup), ctypes.byref(upstream), ctypes.byref(sums.described()))):
+    sums = _Sums(problem, few)
+    run = native.sl_backward_few if few else native.sl_backward
+    if not _done(run(ctypes.byref(lookup), ctypes.byref(upstream), ctypes.byref(sums.described()))):
         return streaming.backward(problem, read, grads)
     del kept
     return sums.gradients()
@@ -146,7 +159,7 @@ def received(problem: Problem, read: Readings) -> Tensor:
 class _Sums:
     """Where the kernels sum gradients, and the gradients of `problem.tensors()` from those sums."""
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem, few: bool):
         self.problem = problem
         form, (batch, heads, length, width), keys = problem.form, problem.query.shape, problem.key.shape[2]
         self.key_bias = self.relative = self.additive = self.temperature = self.dense = None
@@ -155,7 +168,7 @@ class _Sums:
         if dense:
             shape = torch.broadcast_shapes((1, 1, 1, 1), *dense)
             self.dense = torch.zeros((*shape[:3], 1 if shape[3] == 1 else keys))
-        self.parts = parts = _parts(problem, self.dense)
+        self.parts = parts = 1 if few else _parts(problem, self.dense)
         self.query = torch.empty((parts, *problem.query.shape))
         self.key, self.value = (torch.empty(x.shape) for x in (problem.key, problem.value))
         if isinstance(form, Product) and form.key_bias is not None:

@@ -15,9 +15,7 @@ from ..summary import DERIVED, Summary
 Readings = dict[str, Tensor]
 """`average` (B, H, L, Ev) and fields of a `Summary`, each (B, H, L)."""
 
-DIFFERENTIABLE = (
-    "average log_z excess entropy expected_logit_var collision logit_mean logit_var sink_mass distance".split()
-)
+DIFFERENTIABLE = "average log_z excess entropy expected_logit_var collision logit_mean logit_var sink_mass distance".split()
 PLAIN = ["max_logit", "visible", "argmax"]
 ALWAYS = ("average", "log_z", "max_logit", "visible")
 _NOT_USED_BACKWARD = ("argmax", "logit_var", "entropy")
@@ -58,7 +56,7 @@ class _Lookup(torch.autograd.Function):
     def forward(ctx, problem: Problem, forward, backward, *tensors: Tensor):  # noqa: ANN001, ANN205
         ctx.set_materialize_grads(False)
         ctx.skeleton, ctx.back = skeleton(problem), backward
-        read = forward(problem.with_tensors([t.detach() for t in tensors]))
+        read = forward(problem)
         ctx.names = [name for name in read if name not in _NOT_USED_BACKWARD]
         ctx.save_for_backward(*tensors, *(read[name] for name in ctx.names))
         asked = _asked_for(problem, read)
