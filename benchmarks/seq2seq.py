@@ -1,10 +1,10 @@
 """Speed of the encoder-decoders: training steps against the same architectures whose attention is materialized in plain torch
 (weights, batches and optimizer alike, outputs and gradients checked equal first), and decoding.
 
-    python benchmarks/seq2seq.py [--rounds 7] [--threads 2] [--batch 256]
+    python benchmarks/seq2seq.py [--rounds 7] [--threads 2] [--batch 256] [--decode models/g2p …]
 
 Each round runs the same batches of CMUdict through both, in turn; a figure is the median over rounds of (torch's time /
-softlookup's) with quartiles. Decoding is greedy, 1,000 words of the test part.
+softlookup's) with quartiles. Decoding is greedy, 1,000 words of the test part, by trained models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from softlookup.seq2seq import Attentive, Model, Transformer
 from softlookup.training import Config, g2p
 from softlookup.training.batches import Batch, epoch_of, examples
 from softlookup.training.fit import loss_of
-from softlookup.training.runs import Record, Run
+from softlookup.training.runs import Record, load
 
 
 class PlainAlignment(nn.Module):
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--only", default="")
+    parser.add_argument("--decode", nargs="*", default=["models/g2p"], help="folders of trained runs")
     said = parser.parse_args()
     torch.set_num_threads(said.threads)
     corpus = g2p.read()
@@ -140,18 +141,19 @@ def main() -> None:
         low, mid, high = statistics.quantiles(ratios, n=4)
         speed = words / statistics.median(a for a, _ in times)
         parameters = sum(x.numel() for x in model.parameters())
-        model.eval()
-        chosen = [pair.source for pair in corpus.test[:1000]]
-        decoder = Run(record, [model])
-        decoder.predict(chosen[:100], beam=1)
-        start = time.perf_counter()
-        decoder.predict(chosen, beam=1)
-        greedy = len(chosen) / (time.perf_counter() - start)
         print(
-            f"{name:36s} {parameters / 1e6:4.1f} M  training {mid:5.2f} ({low:.2f} - {high:.2f})  {speed:7,.0f} words/s   "
-            f"greedy, untrained {greedy:7,.0f} words/s",
+            f"{name:36s} {parameters / 1e6:4.1f} M  training {mid:5.2f} ({low:.2f} - {high:.2f})  {speed:7,.0f} words/s",
             flush=True,
         )
+    for folder in said.decode:
+        decoder, chosen = load(folder), corpus.test[:1000]
+        decoder.evaluate(chosen[:100], beam=1)
+        times = []
+        for _ in range(said.rounds):
+            start = time.perf_counter()
+            decoder.evaluate(chosen, beam=1)
+            times.append(time.perf_counter() - start)
+        print(f"{folder}: greedy {len(chosen) / statistics.median(times):,.0f} words/s", flush=True)
 
 
 if __name__ == "__main__":
