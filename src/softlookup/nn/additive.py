@@ -42,7 +42,7 @@ class AdditiveAttention(nn.Module):
         """(B, L, E), (B, S, A) from `keys`, (B, S, Ev) -> (B, L, Ev); with `stats` also a `Stats` of shape (B, 1, L).
 
         Queries and keys are different sequences: `distance` between them is not defined, and refused where L > S."""
-        return in_one_head(_Projected(self.u), self.of_query(query), keys, value, mask=mask, stats=stats)
+        return in_one_head(ProjectedAdditive(self.u), self.of_query(query), keys, value, mask=mask, stats=stats)
 
     def forward(
         self,
@@ -57,7 +57,7 @@ class AdditiveAttention(nn.Module):
         return self.ask(query, self.keys(key), key if value is None else value, mask=mask, stats=stats)
 
 
-class _Projected(Score):
+class ProjectedAdditive(Score):
     """u . tanh(q + k) of queries and keys that are projected already."""
 
     takes_scale = False
