@@ -1,0 +1,193 @@
+"""The measures of a head (docs/semantics.md, Geometry of a head), each beside what chance would give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .subspace import Factored, cosines, entropy_rank, factored, overlap, participation, weighted_overlap
+from .weights import LayerWeights
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """value, chance: (H,) float64; chance is what random weights (or strengths in random directions) give on average."""
+
+    value: Tensor
+    chance: Tensor
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """How a measure is shown: its title, and one sentence."""
+
+    title: str
+    sentence: str
+
+
+MEANINGS = {
+    "overlap": Meaning(
+        "query-key overlap",
+        "Share of the directions that queries read which keys read too: 1, the same subspace; else d_k / d.",
+    ),
+    "weighted_overlap": Meaning(
+        "weighted overlap",
+        "The same, each direction counted by how strongly both projections read it: high for heads that match like with like.",
+    ),
+    "symmetric_share": Meaning(
+        "symmetric share",
+        "Share of W_Q W_K^T that scores a pair alike in both orders: 1 attends to what is similar, 0 to what is complementary.",
+    ),
+    "rank": Meaning(
+        "effective rank",
+        "How many independent questions the head asks: participation ratio of the singular values of W_Q W_K^T.",
+    ),
+    "entropy_rank": Meaning("entropy rank", "The same by entropy, which counts weak directions more."),
+    "query_value_overlap": Meaning(
+        "query-value overlap",
+        "Share of the value's directions that queries read as well: low where relevance is apart from content.",
+    ),
+    "key_value_overlap": Meaning(
+        "key-value overlap",
+        "Share of the value's directions that keys read as well: high where what is matched is what is copied.",
+    ),
+    "query_read": Meaning(
+        "queries read", "Share of the inputs' variance that queries read, the strongest direction counted whole."
+    ),
+    "key_read": Meaning("keys read", "Share of the inputs' variance that keys read, the strongest direction counted whole."),
+    "value_read": Meaning(
+        "values read", "Share of the inputs' variance that values read, the strongest direction counted whole."
+    ),
+    "write": Meaning("output writes", "Share of model space that the head writes to, the strongest direction counted whole."),
+    "copying": Meaning(
+        "copying",
+        "Sum of the eigenvalues of W_V W_O over the sum of their sizes: 1 returns what it reads, -1 its opposite.",
+    ),
+    "output_rank": Meaning(
+        "output rank", "In how many independent directions the head moves the stream: participation ratio of W_V W_O."
+    ),
+}
+
+
+DRAWS = 64
+"""Heads of normal weights whose mean is the chance level where that has no formula."""
+
+
+def measure(layer: LayerWeights, inputs: Tensor | None = None) -> dict[str, Measure]:
+    """Every measure of every head.
+
+    Args:
+        layer: the projections. inputs: (n, d) what the layer really reads; everything that reads is then weighted by its
+            covariance (`LayerWeights.seen_by`), and its chance level is that of normal weights which read the same inputs.
+    """
+    found = _measures(layer, inputs)
+    if inputs is not None:
+        random = _measures(_random(layer), inputs)
+        for name in set(found) - _OF_OUTPUTS:
+            found[name] = Measure(found[name].value, random[name].value.mean())
+    return {name: Measure(each.value, each.chance.expand_as(each.value).to(each.value)) for name, each in found.items()}
+
+
+_OF_OUTPUTS = {"write", "copying", "output_rank"}
+
+
+def _random(like: LayerWeights) -> LayerWeights:
+    make = torch.Generator().manual_seed(0)
+
+    def normal(shape: torch.Size) -> Tensor:
+        return torch.randn(DRAWS, *shape[1:], dtype=torch.float64, generator=make)
+
+    return LayerWeights(*(normal(x.shape) for x in (like.query, like.key, like.value, like.output)))
+
+
+def _measures(layer: LayerWeights, inputs: Tensor | None) -> dict[str, Measure]:
+    seen = layer if inputs is None else layer.seen_by(inputs)
+    q, k, v = factored(seen.query), _of_heads(layer, factored(seen.key)), _of_heads(layer, factored(seen.value))
+    own_v, o = _of_heads(layer, factored(layer.value)), factored(layer.output.mT)
+    (d, width), (values, out) = layer.query.shape[1:], layer.output.shape[1:]
+    strengths = _strengths(q, k)
+    return {
+        "overlap": Measure(*overlap(q, k)),
+        "weighted_overlap": Measure(*weighted_overlap(q, k)),
+        "symmetric_share": symmetric_share(q, k),
+        "rank": Measure(participation(strengths), _by_chance(_rank, d, width, d)),
+        "entropy_rank": Measure(entropy_rank(strengths), _by_chance(_entropy_rank, d, width, d)),
+        "query_value_overlap": Measure(*overlap(q, v)),
+        "key_value_overlap": Measure(*overlap(k, v)),
+        "query_read": Measure(_read(layer.query, seen.query, inputs), _by_chance(_breadth, d, width)),
+        "key_read": Measure(layer.of_head(_read(layer.key, seen.key, inputs)), _by_chance(_breadth, d, width)),
+        "value_read": Measure(layer.of_head(_read(layer.value, seen.value, inputs)), _by_chance(_breadth, d, values)),
+        "write": Measure(_breadth(layer.output.mT), _by_chance(_breadth, out, values)),
+        "copying": copying(layer),
+        "output_rank": Measure(participation(_strengths(own_v, o)), _by_chance(_rank, d, values, out)),
+    }
+
+
+def _of_heads(layer: LayerWeights, shared: Factored) -> Factored:
+    return Factored(*(layer.of_head(x) for x in (shared.basis, shared.singular, shared.right)))
+
+
+def symmetric_share(q: Factored, k: Factored) -> Measure:
+    """|M + M^T|^2 / (4 |M|^2) of M = W_Q W_K^T, as (|M|^2 + tr M M) / (2 |M|^2); (1 + 1/d) / 2 by chance."""
+    core = q.core @ k.core.mT
+    inner = core @ (k.basis.mT @ q.basis)  # tr M M = tr (core U_K^T U_Q)^2
+    size, trace = core.square().sum((-2, -1)), (inner * inner.mT).sum((-2, -1))
+    return Measure((size + trace) / (2 * size), torch.full_like(size, (1 + 1 / q.basis.shape[-2]) / 2))
+
+
+def singular_pairs(layer: LayerWeights, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The strongest pairs of W_Q W_K^T: what a query looks for (H, d, count), with what strength (H, count), and what a key
+    advertises to be found by it (H, d, count)."""
+    q, k = factored(layer.query), _of_heads(layer, factored(layer.key))
+    u, s, vh = torch.linalg.svd(q.core @ k.core.mT)
+    return q.basis @ u[..., :count], s[..., :count], k.basis @ vh.mT[..., :count]
+
+
+def principal_cosines(layer: LayerWeights) -> Tensor:
+    """(H, k) cosines of the principal angles between what queries and keys read, descending."""
+    return cosines(factored(layer.query), _of_heads(layer, factored(layer.key)))
+
+
+def copying(layer: LayerWeights) -> Measure:
+    """Sum of the eigenvalues of W_V W_O over the sum of their sizes, from the small product W_O W_V (Elhage et al. 2021)."""
+    values = torch.linalg.eigvals(layer.output @ layer.of_head(layer.value))
+    size = values.abs().sum(-1)
+    return Measure(torch.where(size > 0, values.real.sum(-1) / size.clamp(min=1e-300), 0.0), torch.zeros_like(size))
+
+
+def _strengths(a: Factored, b: Factored) -> Tensor:
+    """Singular values of W_a W_b^T."""
+    return torch.linalg.svdvals(a.core @ b.core.mT)
+
+
+def _rank(a: Tensor, b: Tensor) -> Tensor:
+    return participation(_strengths(factored(a), factored(b)))
+
+
+def _entropy_rank(a: Tensor, b: Tensor) -> Tensor:
+    return entropy_rank(_strengths(factored(a), factored(b)))
+
+
+def _breadth(w: Tensor) -> Tensor:
+    """|W|^2 / d, W scaled to spectral norm 1: the share of all variance that it reads where that is alike in all directions."""
+    singular = torch.linalg.svdvals(torch.linalg.qr(w).R)
+    return singular.square().sum(-1) / singular.amax(-1).square() / w.shape[-2]
+
+
+def _read(w: Tensor, seen: Tensor, inputs: Tensor | None) -> Tensor:
+    """tr(W^T C W) / tr(C), W scaled to spectral norm 1."""
+    if inputs is None:
+        return _breadth(w)
+    variance = inputs.to(w).var(0, correction=0).sum()
+    return seen.square().sum((-2, -1)) / variance / torch.linalg.matrix_norm(torch.linalg.qr(w).R, 2).square()
+
+
+@cache
+def _by_chance(of: Callable[..., Tensor], d: int, width: int, *others: int) -> Tensor:
+    """The mean of a measure over normal matrices (d, width) and others of that width."""
+    make = torch.Generator().manual_seed(0)
+    return of(*(torch.randn(DRAWS, x, width, dtype=torch.float64, generator=make) for x in (d, *others))).mean()
