@@ -8,7 +8,16 @@ import pytest
 import torch
 
 import softlookup as sl
-from softlookup.geometry import LayerWeights, composition, diversity, likeness, measure, principal_cosines, singular_pairs
+from softlookup.geometry import (
+    LayerWeights,
+    composition,
+    compositions,
+    diversity,
+    likeness,
+    measure,
+    principal_cosines,
+    singular_pairs,
+)
 
 
 def random(heads: int = 6, groups: int = 2, d: int = 40, k: int = 8, v: int = 6, seed: int = 0) -> LayerWeights:
@@ -165,16 +174,18 @@ def test_distance_turns_as_rotary_positions_do():
 
 
 def test_composition_against_matrices_of_model_size():
-    a, b = random(seed=1), random(heads=4, groups=4, k=5, seed=2)
+    a, b = random(seed=1), random(heads=4, groups=2, k=5, seed=2)
     got, chance = composition(a, b)
     assert chance == pytest.approx(40**-0.5)
     for i in range(a.heads):
         ov = a.value[i // 3] @ a.output[i]
         for j in range(b.heads):
-            qk, out = b.query[j] @ b.key[j].mT, b.value[j] @ b.output[j]
+            qk, out = b.query[j] @ b.key[j // 2].mT, b.value[j // 2] @ b.output[j]
             for name, w in (("query", qk), ("key", qk.mT), ("value", out)):
                 want = (ov @ w).norm() / (ov.norm() * w.norm())
                 assert float(got[name][i, j]) == pytest.approx(float(want)), name
+    ((i, j, again),) = compositions([a, b])
+    assert (i, j) == (0, 1) and all(torch.equal(again[name], got[name]) for name in got)
     wide, chance = composition(random(heads=1, groups=1, d=400, seed=3), random(heads=50, groups=50, d=400, seed=4))
     assert all(float(x.square().mean().sqrt()) == pytest.approx(chance, rel=0.05) for x in wide.values())
 

@@ -9,11 +9,22 @@ from .measures import measure as measure
 from .measures import principal_cosines as principal_cosines
 from .measures import singular_pairs as singular_pairs
 from .relations import composition as composition
+from .relations import compositions as compositions
 from .relations import diversity as diversity
 from .relations import likeness as likeness
 from .weights import LayerWeights as LayerWeights
 
 __all__ = [
-    *("LayerWeights", "MEANINGS", "Measure", "composition", "diversity", "likeness", "measure", "principal_cosines"),
+    *(
+        "LayerWeights",
+        "MEANINGS",
+        "Measure",
+        "composition",
+        "compositions",
+        "diversity",
+        "likeness",
+        "measure",
+        "principal_cosines",
+    ),
     "singular_pairs",
 ]

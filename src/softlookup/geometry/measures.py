@@ -105,9 +105,14 @@ def _random(like: LayerWeights) -> LayerWeights:
 
 
 def _measures(layer: LayerWeights, inputs: Tensor | None) -> dict[str, Measure]:
-    seen = layer if inputs is None else layer.seen_by(inputs)
-    q, k, v = factored(seen.query), _of_heads(layer, factored(seen.key)), _of_heads(layer, factored(seen.value))
-    own_v, o = _of_heads(layer, factored(layer.value)), factored(layer.output.mT)
+    own_q, own_k, own_v, o = (factored(x) for x in (layer.query, layer.key, layer.value, layer.output.mT))
+    q, k, v, variance = own_q, own_k, own_v, float(layer.query.shape[1])
+    if inputs is not None:
+        seen = layer.seen_by(inputs)
+        q, k, v = (factored(x) for x in (seen.query, seen.key, seen.value))
+        variance = float(inputs.to(layer.query).var(0, correction=0).sum())
+    reads = [_read(*each, variance) for each in ((own_q, q), (own_k, k), (own_v, v))]
+    k, v, own_v = (_of_heads(layer, each) for each in (k, v, own_v))
     (d, width), (values, out) = layer.query.shape[1:], layer.output.shape[1:]
     strengths = _strengths(q, k)
     return {
@@ -118,10 +123,10 @@ def _measures(layer: LayerWeights, inputs: Tensor | None) -> dict[str, Measure]:
         "entropy_rank": Measure(entropy_rank(strengths), _by_chance(_entropy_rank, d, width, d)),
         "query_value_overlap": Measure(*overlap(q, v)),
         "key_value_overlap": Measure(*overlap(k, v)),
-        "query_read": Measure(_read(layer.query, seen.query, inputs), _by_chance(_breadth, d, width)),
-        "key_read": Measure(layer.of_head(_read(layer.key, seen.key, inputs)), _by_chance(_breadth, d, width)),
-        "value_read": Measure(layer.of_head(_read(layer.value, seen.value, inputs)), _by_chance(_breadth, d, values)),
-        "write": Measure(_breadth(layer.output.mT), _by_chance(_breadth, out, values)),
+        "query_read": Measure(reads[0], _by_chance(_breadth, d, width)),
+        "key_read": Measure(layer.of_head(reads[1]), _by_chance(_breadth, d, width)),
+        "value_read": Measure(layer.of_head(reads[2]), _by_chance(_breadth, d, values)),
+        "write": Measure(_read(o, o, float(out)), _by_chance(_breadth, out, values)),
         "copying": copying(layer),
         "output_rank": Measure(participation(_strengths(own_v, o)), _by_chance(_rank, d, values, out)),
     }
@@ -172,18 +177,15 @@ def _entropy_rank(a: Tensor, b: Tensor) -> Tensor:
     return entropy_rank(_strengths(factored(a), factored(b)))
 
 
+def _read(own: Factored, seen: Factored, variance: float) -> Tensor:
+    """tr(W^T C W) / tr(C), W scaled to spectral norm 1. own: W; seen: C^1/2 W; variance: tr(C)."""
+    return seen.singular.square().sum(-1) / own.singular.amax(-1).square() / variance
+
+
 def _breadth(w: Tensor) -> Tensor:
-    """|W|^2 / d, W scaled to spectral norm 1: the share of all variance that it reads where that is alike in all directions."""
-    singular = torch.linalg.svdvals(torch.linalg.qr(w).R)
-    return singular.square().sum(-1) / singular.amax(-1).square() / w.shape[-2]
-
-
-def _read(w: Tensor, seen: Tensor, inputs: Tensor | None) -> Tensor:
-    """tr(W^T C W) / tr(C), W scaled to spectral norm 1."""
-    if inputs is None:
-        return _breadth(w)
-    variance = inputs.to(w).var(0, correction=0).sum()
-    return seen.square().sum((-2, -1)) / variance / torch.linalg.matrix_norm(torch.linalg.qr(w).R, 2).square()
+    """The same where variance is alike in all directions."""
+    found = factored(w)
+    return _read(found, found, float(w.shape[-2]))
 
 
 @cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,20 +17,53 @@ def composition(earlier: LayerWeights, later: LayerWeights) -> tuple[dict[str, T
     Returns:
         "query", "key", "value": (H earlier, H later); and the chance level, 1 / sqrt(d).
     """
-    r_v = torch.linalg.qr(earlier.of_head(earlier.value)).R  # of V O = Q_V (R_V O): the basis changes no norm
-    moves = r_v @ earlier.output  # (H, v, d)
-    q, k, v = later.query, later.of_head(later.key), later.of_head(later.value)
-    r_q, r_k = torch.linalg.qr(q).R, torch.linalg.qr(k).R
-    r_o = torch.linalg.qr(later.output.mT).R
-    found = {}
-    for name, reads, rest in (("query", q, r_k), ("key", k, r_q), ("value", v, r_o)):
-        shape = len(reads), reads.shape[2]
-        flat = moves.flatten(0, 1) @ reads.transpose(0, 1).flatten(1)  # (H v, H' k)
-        cut = flat.view(*moves.shape[:2], *shape).permute(0, 2, 1, 3)
-        joint = torch.linalg.matrix_norm(cut @ rest.mT)
-        whole = torch.linalg.matrix_norm(torch.linalg.qr(reads).R @ rest.mT)
-        found[name] = joint / (torch.linalg.matrix_norm(moves)[:, None] * whole).clamp(min=1e-300)
-    return found, earlier.output.shape[2] ** -0.5
+    return _Writes(earlier).into(_Reads(later)), earlier.output.shape[2] ** -0.5
+
+
+def compositions(layers: Sequence[LayerWeights]) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
+    """`composition` of every layer with every later one: (earlier, later, what it gives)."""
+    writes, reads = [_Writes(layer) for layer in layers], [_Reads(layer) for layer in layers]
+    for i in range(len(layers)):
+        for j in range(i + 1, len(layers)):
+            yield i, j, writes[i].into(reads[j])
+
+
+class _Reads:
+    """What a layer reads by: for queries, keys and values the projections (d, G k) side by side, which a head uses, and
+    the rest of the head's matrix in coordinates of its own (H, n, k), which change no norm."""
+
+    def __init__(self, layer: LayerWeights):
+        heads, groups = torch.arange(layer.heads), layer.of_head(torch.arange(len(layer.key)))
+        r_q, r_k, r_v = (torch.linalg.qr(x).R for x in (layer.query, layer.key, layer.value))
+        r_o = torch.linalg.qr(layer.output.mT).R
+        parts = {
+            "query": (layer.query, heads, r_q, r_k[groups]),
+            "key": (layer.key, groups, r_k[groups], r_q),
+            "value": (layer.value, groups, r_v[groups], r_o),
+        }
+        self.parts = {
+            name: (w.transpose(0, 1).flatten(1), which, rest, torch.linalg.matrix_norm(own @ rest.mT))
+            for name, (w, which, own, rest) in parts.items()
+        }
+
+
+class _Writes:
+    """What a layer's heads move, W_V W_O, in coordinates of its own: (H, v, d)."""
+
+    def __init__(self, layer: LayerWeights):
+        self.moves = layer.of_head(torch.linalg.qr(layer.value).R) @ layer.output
+        self.size = torch.linalg.matrix_norm(self.moves)
+
+    def into(self, reads: _Reads) -> dict[str, Tensor]:
+        heads, v, _ = self.moves.shape
+        found = {}
+        for name, (flat, which, rest, size) in reads.parts.items():
+            width = rest.shape[2]
+            joint = (self.moves.flatten(0, 1) @ flat).view(heads, v, -1, width)[:, :, which]  # (H, v, H', k)
+            joint = joint.permute(2, 0, 1, 3).flatten(1, 2) @ rest.mT  # (H', H v, n)
+            norms = torch.linalg.vector_norm(joint.view(len(rest), heads, -1), dim=-1).mT
+            found[name] = norms / (self.size[:, None] * size).clamp(min=1e-300)
+        return found
 
 
 def likeness(layer: LayerWeights) -> dict[str, Tensor]:
