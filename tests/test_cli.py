@@ -56,6 +56,16 @@ def test_inspect_writes_a_report_and_prints_a_summary(run: Run, tiny: Path, tmp_
     assert sorted(os.listdir(tmp_path)) == ["a.json", "text.txt", "tiny-report.html"]
 
 
+def test_geometry(run: Run, tiny: Path, tmp_path: Path) -> None:  # noqa: F811
+    code, out, errors = run("geometry", tiny, "--json", "a.json", "--distance", 3)
+    assert code == 0 and errors == [] and "2 layers, 8 heads of width 8, rotary positions as at distance 3" in out
+    assert max(map(len, out.splitlines())) <= 80 and out.splitlines()[-1] == "Numbers: a.json"
+    assert json.loads((tmp_path / "a.json").read_text())["distance"] == 3
+    for wrong, what in (("-1", "got -1"), ("nan", "got nan")):
+        code, out, errors = run("geometry", tiny, "--distance", wrong)
+        assert code == 2 and out == "" and len(errors) == 1 and what in errors[0]
+
+
 def test_inspect_replaces_its_own_files(run: Run, tiny: Path, tmp_path: Path) -> None:  # noqa: F811
     for tokens in (50, 60):
         assert run("inspect", tiny, "--text", "text.txt", "--tokens", tokens, "--json", "a.json")[0] == 0

@@ -99,6 +99,45 @@ def inspect(
         raise SoftlookupError("; ".join(failed))
 
 
+@app.command()
+def geometry(
+    model: Annotated[
+        str, typer.Argument(help="A folder or .gguf file, smollm2, minilm, or a hub id in the local cache.")
+    ],
+    json: Annotated[str | None, typer.Option(metavar="PATH", help="Also write all numbers as JSON.")] = None,
+    distance: Annotated[
+        float, typer.Option(metavar="N", help="For rotary positions: how far a key lies before its query.")
+    ] = 0.0,
+    download: Annotated[bool, typer.Option("--download", help="Allow fetching the model from the hub.")] = False,
+) -> None:
+    """Show what the weights of every attention head say: what it matches, copies and writes. Needs no text."""
+    if not download:  # read by huggingface_hub when it is imported
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    from .inspection.writing import check_target
+
+    numbers = None if json is None else check_target(json, "--json")
+    if not 0 <= distance < float("inf"):
+        raise SoftlookupError(f"--distance: expected a finite number of at least 0, got {distance}")
+    from rich.console import Console
+
+    errors = Console(file=sys.stderr, highlight=False)
+    with _progress(errors) as say:
+        from .inspection.geometry import ModelGeometry, screen
+        from .inspection.loading import load
+
+        say("loading", None)
+        loaded = load(model, download=download)
+        found = ModelGeometry.of(loaded.model, loaded.name, distance, say)
+    written, failed = _save({"Numbers": (numbers, found.save_json)})
+    Console(highlight=False).print(screen(found))
+    for note in loaded.notes:
+        errors.print(f"Note: {note}", markup=False, soft_wrap=True)
+    if written:
+        typer.echo("   ".join(written))
+    if failed:
+        raise SoftlookupError("; ".join(failed))
+
+
 def _save(files: dict[str, tuple[Path | None, Callable[[Path], None]]]) -> tuple[list[str], list[str]]:
     """Write each file that has a path: ("Report: a.html", …) for those that were, and what was wrong with the others."""
     written, failed = [], []
