@@ -209,10 +209,10 @@ def train(
     epochs: Annotated[int, typer.Option(help="Passes over the training part.")] = 20,
     batch: Annotated[int, typer.Option(help="Pairs per step.")] = 256,
     rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 2e-3,
-    smoothing: Annotated[float, typer.Option(help="Of the labels.")] = 0.1,
-    words: Annotated[int | None, typer.Option(metavar="N", help="Only the first N training pairs.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, order and dropout.")] = 0,
-    threads: Annotated[int, typer.Option(help="Of the processor.")] = 2,
+    smoothing: Annotated[float, typer.Option(help="Of labels: the share that goes to all other symbols.")] = 0.1,
+    words: Annotated[int | None, typer.Option(metavar="N", help="Only N training pairs, evenly spread.")] = None,
+    seed: Annotated[int, typer.Option(help="Of first weights, the order of pairs, and dropout.")] = 0,
+    threads: Annotated[int, typer.Option(help="Of the processor, for torch.")] = 2,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
 ) -> None:
     """Train an encoder-decoder; a killed run goes on with --resume, to the same bits."""
@@ -223,14 +223,19 @@ def train(
         task=task, pairs=pairs, source_units=source, target_units=target, model=model, options=parse_options(option or []),
         epochs=epochs, batch=batch, rate=rate, smoothing=smoothing, words=words, seed=seed, threads=threads,
     )  # fmt: skip
-    command.train(config, out or f"runs/{task}-{model}", resume)
+    try:
+        command.train(config, out or f"runs/{task}-{model}", resume)
+    except KeyboardInterrupt:
+        _complain("interrupted; the same command with --resume goes on from the last checkpoint")
+        raise _Told(INTERRUPTED) from None
 
 
 @app.command()
 def evaluate(
-    model: Annotated[list[str], typer.Argument(help="A run's folder, or several: an ensemble.")],
+    model: Annotated[list[str], typer.Argument(help="g2p, a run's folder, or several with commas between: an ensemble.")],
     part: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
     beam: Annotated[int, typer.Option(help="Partial outputs that are kept.")] = 5,
+    pairs: Annotated[str | None, typer.Option(metavar="FILE", help="Where the file of pairs lies now.")] = None,
 ) -> None:
     """Word and symbol error rates of a trained model."""
     from .training import command
@@ -238,7 +243,7 @@ def evaluate(
 
     if part not in PARTS:
         raise SoftlookupError(f"--part: expected one of {', '.join(PARTS)}, got {part}")
-    command.evaluate(model, part, beam)
+    command.evaluate(model, part, beam, pairs)
 
 
 @app.command()
@@ -256,13 +261,24 @@ def predict(
 
     page = None if html is None else str(check_target(html, "--html"))
     if words == ["-"]:
-        words = [line.rstrip("\r\n") for line in sys.stdin]
-    wrong = command.predict(model.split(","), words, beam, best, align, page)
+        words = _lines_of_stdin()
+    elif "-" in words:
+        raise SoftlookupError("words: expected words, or - alone for standard input, got both")
+    wrong = command.predict([model], words, beam, best, align, page)
     if wrong:
         sys.stdout.flush()
         for each in wrong:
             _complain(each)
         raise typer.Exit(USER_ERROR)
+
+
+def _lines_of_stdin() -> list[str]:
+    """Its lines, empty ones left out."""
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SoftlookupError(f"standard input: expected UTF-8, got byte {error.object[error.start]:#04x}") from None
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def parse_options(said: list[str]) -> dict[str, Any]:
@@ -373,6 +389,8 @@ def _run(output: _Output) -> Any:
     try:
         app()
         code: Any = 0
+    except _Told as end:
+        return end.code
     except SystemExit as end:  # typer's way to end, also after Ctrl-C
         code = end.code
     except KeyboardInterrupt:
@@ -380,11 +398,11 @@ def _run(output: _Output) -> Any:
     except SoftlookupError as error:
         code = _complain(str(error))
     except MemoryError:
-        code = _complain("not enough memory; try fewer --tokens")
+        code = _complain("not enough memory; try fewer --tokens, or a smaller --batch or --option width")
     except RuntimeError as error:
         if not _out_of_memory(error):
             raise
-        code = _complain("not enough memory; try fewer --tokens")
+        code = _complain("not enough memory; try fewer --tokens, or a smaller --batch or --option width")
     except OSError:
         if output.failure is None:
             raise
@@ -392,6 +410,10 @@ def _run(output: _Output) -> Any:
     if code == INTERRUPTED:
         _complain("interrupted; nothing was written")
     return code
+
+
+class _Told(SystemExit):
+    """An end that the user has been told of."""
 
 
 class _Output:

@@ -1,4 +1,4 @@
-"""The two exceptions of the library: what was expected, what was got, in one line."""
+"""The exceptions of the library: what was expected, what was got, in one line."""
 
 
 class SoftlookupError(ValueError):
@@ -7,3 +7,10 @@ class SoftlookupError(ValueError):
 
 class UnsupportedError(SoftlookupError, NotImplementedError):
     """A request that is meaningful but that nothing here can serve."""
+
+
+def at_least_one(whose: str, **sizes: int) -> None:
+    """Raise unless every size is a whole number of at least 1."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise SoftlookupError(f"{whose}: expected {name} of at least 1, got {size}")

@@ -101,7 +101,30 @@ def test_rotary_scores_depend_on_the_distance_alone():
     torch.testing.assert_close(rope(q), q)
 
 
+def test_positions_belong_to_one_sequence():
+    for positions in (RoPE(), sl.ALiBi(torch.tensor([0.5, 0.25]))):
+        with pytest.raises(sl.SoftlookupError, match="context without positions"):
+            MultiHeadAttention(8, 2, positions=positions)(torch.randn(1, 3, 8), torch.randn(1, 5, 8))
+    with pytest.raises(sl.SoftlookupError, match="expected positions as RoPE"):
+        MultiHeadAttention(8, 2, positions="rope")
+
+
+def test_torchs_weights_keep_their_digits():
+    theirs = nn.MultiheadAttention(8, 2, dtype=torch.float64)
+    assert torch.equal(MultiHeadAttention.from_torch(theirs).out.weight, theirs.out_proj.weight)
+
+
+def test_a_block_and_its_context():
+    x = torch.randn(1, 3, 8)
+    with pytest.raises(sl.SoftlookupError, match="expected a context, as cross=True, got none"):
+        TransformerBlock(8, 2, cross=True)(x)
+    with pytest.raises(sl.SoftlookupError, match="expected no context, as cross=False, got one"):
+        TransformerBlock(8, 2)(x, x)
+
+
 def test_bad_widths_are_told():
+    with pytest.raises(sl.SoftlookupError, match="expected heads of at least 1, got 0"):
+        MultiHeadAttention(8, 0)
     for said, message in (
         ({"width": 10, "heads": 4}, "heads that divide the width 10"),
         ({"width": 16, "heads": 4, "kv_heads": 3}, "kv_heads that divide"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import softlookup as sl
-from softlookup.seq2seq import Attentive, Ensemble, search
+from softlookup.seq2seq import Attentive, Ensemble, Transformer, search
 from softlookup.seq2seq.model import State
 
 BEGIN, END, SYMBOLS = 1, 2, 6
@@ -113,7 +113,28 @@ def test_an_ensemble_says_the_mean_of_probabilities():
     assert run(Ensemble([models[0]]), beam=3, longest=9) == run(models[0], beam=3, longest=9)
 
 
+def test_partial_outputs_that_ended_do_not_end_again():
+    for found in run(Table(), beam=3 * SYMBOLS, longest=4):
+        assert all(math.isfinite(each.score) and 2 not in each.symbols for each in found)
+
+
+def test_symbols_that_no_output_may_hold():
+    for found in run(Table(), beam=6, longest=8, never=(0, 1, 3)):
+        assert found and not any({0, 1, 3} & set(each.symbols) for each in found)
+
+
+def test_the_model_is_asked_without_dropout_and_left_as_it_was():
+    torch.manual_seed(0)
+    model = Transformer(9, 9, width=16, heads=2, layers=1, dropout=0.5).train()
+    source = torch.randint(3, 9, (4, 5))
+    arguments = {"begin": 1, "end": 2, "beam": 2, "longest": 6}
+    first, second = (search(model, source, torch.full((4,), 5), **arguments) for _ in range(2))
+    assert first == second and model.training
+
+
 def test_bad_arguments_are_told():
+    with pytest.raises(sl.SoftlookupError, match="begin, end and never below"):
+        run(Table(), never=(99,))
     with pytest.raises(sl.SoftlookupError, match="beam"):
         run(Table(), beam=0)
     with pytest.raises(sl.SoftlookupError, match="at least one model"):

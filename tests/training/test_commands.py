@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
+import torch
+from rich.cells import cell_len
+
+from softlookup.training.picture import Picture, in_terminal
 
 TRAIN = "train pairs --target words --epochs 4 --option width=24 --option embedding=12 --rate 0.01".split()
 HERE = [*TRAIN, "--pairs", "pairs.tsv", "--out", "run"]
@@ -20,8 +26,6 @@ def softlookup(*said, stdin=None, folder=None):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    import itertools
-
     folder = tmp_path_factory.mktemp("commands")
     words = ["".join(x) for n in (2, 3, 4) for x in itertools.product("abcd", repeat=n)]
     (folder / "pairs.tsv").write_text("".join(f"{w}\t{' '.join(reversed(w))}\n" for w in words))
@@ -36,7 +40,7 @@ def test_predictions_are_a_line_each(run):
     assert done.returncode == 0 and done.stderr == ""
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert [word for word, _ in lines] == ["abc", "dd"] and all(set(out.split()) <= set("abcd") for _, out in lines)
-    again = softlookup("predict", run / "run", "-", "--beam", "3", stdin="abc\ndd\n")
+    again = softlookup("predict", run / "run", "-", "--beam", "3", stdin="abc\n\ndd\n")
     assert again.stdout == done.stdout
     best = softlookup("predict", run / "run", "abc", "--best", "3", "--beam", "3")
     assert len(best.stdout.splitlines()) == 3 and best.stdout.splitlines()[0] == done.stdout.splitlines()[0]
@@ -49,6 +53,26 @@ def test_pictures(run):
     head, *picture, _, page = done.stdout.splitlines()
     assert head.startswith("abcd\t") and picture[0].split() == list("abcd") and picture[-1].startswith("end")
     assert page == f"Picture: {run / 'page.html'}" and "<table>" in (run / "page.html").read_text()
+
+
+def test_long_words_are_drawn_in_bands(run):
+    done = softlookup("predict", run / "run", "abcdabcdabcdabcd", "--align")
+    narrow = Picture("", tuple("日bcdé") * 10, ("x", "yy"), torch.rand(3, 50))
+    for text in (done.stdout, in_terminal(narrow, 40)):
+        assert max(map(cell_len, text.splitlines())) <= 80
+    assert in_terminal(narrow, 40).count("end") == 5 and max(map(cell_len, in_terminal(narrow, 40).splitlines())) <= 40
+
+
+def test_interrupted_training_says_how_to_go_on(tmp_path):
+    words = ["".join(x) for n in (2, 3, 4) for x in itertools.product("abcd", repeat=n)]
+    (tmp_path / "pairs.tsv").write_text("".join(f"{w}\t{' '.join(reversed(w))}\n" for w in words))
+    command = [sys.executable, "-m", "softlookup.cli", *TRAIN, "--pairs", "pairs.tsv", "--out", "run", "--epochs", "500"]
+    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline().startswith("epoch")
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert errors == "softlookup: interrupted; the same command with --resume goes on from the last checkpoint\n"
 
 
 def test_words_that_cannot_be_read_do_not_lose_the_others(run):
@@ -64,15 +88,21 @@ def test_words_that_cannot_be_read_do_not_lose_the_others(run):
 def test_errors_of_a_model(run):
     done = softlookup("evaluate", run / "run", "--beam", "2")
     assert done.returncode == 0 and done.stdout.count("%") == 8 and " of test, beam 2" in done.stdout
-    done = softlookup("evaluate", run / "run", run / "run", "--part", "dev")
+    assert "outputs wrong " in done.stdout and "symbols wrong " in done.stdout
+    done = softlookup("evaluate", f"{run / 'run'},{run / 'run'}", "--part", "dev")
     assert done.returncode == 0 and " of dev, beam 5" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (["predict", "nowhere", "a"], "model: expected the folder of a run, or the name of one in models/, got nowhere"),
+        (["predict", "nowhere", "a"], "model: expected the folder of a run, or the name of one in the repository's models/"),
         (["predict", ".", "a"], ".: expected the folder of a run, got one without run.json"),
+        (["predict", "run,", "a"], "model: expected folders with commas between, got 'run,'"),
+        (["predict", "run", "a", "--best", "0"], "--best: expected a number of at least 1, got 0"),
+        (["predict", "run", "a", "--beam", "-1"], "--beam: expected a number of at least 1, got -1"),
+        (["predict", "run", "a", "-"], "words: expected words, or - alone for standard input"),
+        (["evaluate", "run", "--beam", "0"], "--beam: expected a number of at least 1, got 0"),
         (["evaluate", "run", "--part", "all"], "--part: expected one of train, dev, test, got all"),
         (["train", "g2p", "--option", "width"], "--option: expected name=value, got 'width'"),
         (["train", "mt"], "task: expected one of g2p, pairs, got 'mt'"),

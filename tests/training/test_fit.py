@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -174,7 +175,11 @@ def test_a_loss_that_is_not_finite_ends_the_run(reversals, tmp_path):
         ({"epochs": 0}, "epochs: expected a number of at least 1"),
         ({"rate": 0.0}, "rate: expected a finite number above 0"),
         ({"smoothing": 1.0}, "smoothing: expected a number of at least 0 and below 1"),
-        ({"task": "pairs"}, "--pairs: expected a file"),
+        ({"task": "pairs"}, "--pairs: expected a file .*got none"),
+        ({"source_units": "words"}, "--source: expected characters with the task g2p"),
+        ({"threads": 10**6}, "threads: expected at most"),
+        ({"seed": -1}, "seed: expected a number of at least 0"),
+        ({"seed": 2**70}, "seed: expected a number of at least 0"),
         ({"pairs": "x.tsv"}, "--pairs: expected a file"),
     ],
 )
@@ -184,5 +189,37 @@ def test_configs_are_checked(said, message):
 
 
 def test_options_are_the_models(reversals, tmp_path):
-    with pytest.raises(sl.SoftlookupError, match="options: expected those of Attentive, got {'depth': 3}"):
+    with pytest.raises(sl.SoftlookupError, match="--option: expected of attentive score, order, .*got depth"):
         fit(small(reversals, options={"depth": 3}), tmp_path / "run")
+    for options in ({"width": 0}, {"dropout": math.nan}, {"dropout": 2}, {"layers": -1}, {"width": 1.5}):
+        with pytest.raises(sl.SoftlookupError, match=f"Attentive: expected .*{next(iter(options))}"):
+            fit(small(reversals, options=options), tmp_path / "run")
+    with pytest.raises(sl.SoftlookupError, match="TransformerBlock: expected inner"):
+        fit(small(reversals, model="transformer", options={"width": 16, "inner": -5}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_failed_does_not_block_its_folder(reversals, tmp_path):
+    with pytest.raises(sl.SoftlookupError, match="expected a finite loss"):
+        fit(small(reversals, rate=1e30), tmp_path / "run")
+    (tmp_path / "run" / ".run.json-x.part").write_text("{")  # a kill within the first write
+    fit(small(reversals, epochs=1), tmp_path / "run")
+
+
+def test_the_best_epoch_is_the_one_with_fewest_symbol_errors_where_no_output_is_right(reversals, tmp_path):
+    run = fit(small(reversals, epochs=3, rate=1e-3), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    _, kept = checkpoints.load(tmp_path / "run" / "model.safetensors")
+    least = min((each["wer"], each["per"], -each["epoch"]) for each in lines)
+    assert (kept["wer"], kept["per"], -kept["epoch"]) == least and run.models
+
+
+def test_pairs_may_move(reversals, tmp_path, monkeypatch):
+    monkeypatch.chdir(reversals.parent)
+    fit(small(reversals.name, epochs=1), tmp_path / "run")
+    monkeypatch.chdir("/")
+    assert load(tmp_path / "run").record.config.pairs == str(reversals)
+    load(tmp_path / "run").record.config.corpus()
+    moved = reversals.rename(reversals.with_name("moved.tsv"))
+    fit(small(moved, epochs=1), tmp_path / "run", resume=True)
+    assert load(tmp_path / "run").record.config.pairs == str(moved)

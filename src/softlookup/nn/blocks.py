@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..biases import ALiBi
-from ..errors import UnsupportedError
+from ..errors import SoftlookupError, UnsupportedError, at_least_one
 from ..running import MaskLike, StatsLike
 from ..summary import Stats
 from .cache import Cache
@@ -35,7 +35,8 @@ class TransformerBlock(nn.Module):
         attention_dropout: float = 0.0,
     ):
         super().__init__()
-        inner = inner or 4 * width
+        inner = 4 * width if inner is None else inner
+        at_least_one("TransformerBlock", inner=inner)
         self.attention = MultiHeadAttention(width, heads, positions=positions, qk_norm=qk_norm, dropout=attention_dropout)
         self.attention_norm = nn.LayerNorm(width)
         self.cross = MultiHeadAttention(width, heads, qk_norm=qk_norm, dropout=attention_dropout) if cross else None
@@ -59,6 +60,9 @@ class TransformerBlock(nn.Module):
 
         x may be (B K, L, E): K entries, one after the other, read one entry of the context, as partial outputs of a beam do.
         caches: of self- and of cross-attention."""
+        if (context is None) != (self.cross is None):
+            wanted, got = ("no context", "one") if self.cross is None else ("a context", "none")
+            raise SoftlookupError(f"TransformerBlock: expected {wanted}, as cross={self.cross is not None}, got {got}")
         own, across = (None, None) if caches is None else caches
         here = stats if self.cross is None else None
         added, seen = _parts(self.attention(self.attention_norm(x), mask=mask, cache=own, stats=here))
@@ -72,7 +76,7 @@ class TransformerBlock(nn.Module):
     def cross_weights(
         self, x: Tensor, context: Tensor, *, mask: MaskLike | None = None, context_mask: MaskLike | None = None
     ) -> Tensor:
-        """(B, H, L, S) the weights with which x reads the context; arguments as in a call."""
+        """(B, H, L, S) the weights with which x (B, L, E) reads the context (B, S, E), in evaluation mode without dropout."""
         if self.cross is None or self.cross_norm is None:
             raise UnsupportedError("cross_weights: expected a block with cross=True, got one without")
         added, _ = _parts(self.attention(self.attention_norm(x), mask=mask))

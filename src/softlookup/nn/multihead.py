@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..biases import ALiBi
-from ..errors import SoftlookupError
+from ..errors import SoftlookupError, at_least_one
 from ..operator import attend
 from ..running import MaskLike, StatsLike
 from ..summary import Stats
@@ -25,7 +25,7 @@ class MultiHeadAttention(nn.Module):
         context_width: of the sequence that is read in cross-attention; E by default.
         head_width: of queries and keys, E / H by default. value_width: of a head's values, `head_width` by default.
         bias: whether the four projections have one.
-        positions: `RoPE()`, an `ALiBi`, or None for none.
+        positions: `RoPE()`, an `ALiBi`, or None for none; of self-attention only, as two sequences share no positions.
         qk_norm: queries and keys are normalized per head, with a learned gain, so that logits stay bounded (Henry et al. 2020).
         dropout: probability that a weight is dropped in training.
     """
@@ -45,13 +45,18 @@ class MultiHeadAttention(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        kv_heads, context_width = kv_heads or heads, context_width or width
-        if heads < 1 or heads % kv_heads:
+        kv_heads = heads if kv_heads is None else kv_heads
+        context_width = width if context_width is None else context_width
+        at_least_one("MultiHeadAttention", width=width, heads=heads, kv_heads=kv_heads, context_width=context_width)
+        if heads % kv_heads:
             raise SoftlookupError(f"MultiHeadAttention: expected kv_heads that divide the {heads} heads, got {kv_heads}")
         if head_width is None and width % heads:
             raise SoftlookupError(f"MultiHeadAttention: expected heads that divide the width {width}, got {heads}")
-        head_width = head_width or width // heads
-        value_width = value_width or head_width
+        head_width = width // heads if head_width is None else head_width
+        value_width = head_width if value_width is None else value_width
+        at_least_one("MultiHeadAttention", head_width=head_width, value_width=value_width)
+        if not isinstance(positions, RoPE | ALiBi | None):
+            raise SoftlookupError(f"MultiHeadAttention: expected positions as RoPE(), ALiBi(…) or None, got {positions!r}")
         self.heads, self.kv_heads, self.dropout = heads, kv_heads, dropout
         self.of_query = nn.Linear(width, heads * head_width, bias)
         self.of_key = nn.Linear(context_width, kv_heads * head_width, bias)
@@ -81,10 +86,7 @@ class MultiHeadAttention(nn.Module):
         cache: keys and values so far. In self-attention this call's are added; in cross-attention those of `context` are
             projected at the first call only, and later calls read them.
         """
-        query = self.query_norm(self._split(self.of_query(x), self.heads))
-        key, value, first = self._keys(x, context, cache)
-        if self.rotary is not None:
-            query = self.rotary(query, first)
+        query, key, value = self._projected(x, context, cache)
         arguments: dict[str, Any] = {"mask": mask, "bias": self.bias, "dropout_p": self.dropout if self.training else 0.0}
         if stats is None or stats is False:
             return self._join(attend(query, key, value, **arguments))
@@ -93,44 +95,49 @@ class MultiHeadAttention(nn.Module):
 
     def weights(self, x: Tensor, context: Tensor | None = None, *, mask: MaskLike | None = None) -> Tensor:
         """(B, H, L, S) the distribution itself, materialized, without dropout: the average of rows of the identity."""
-        query = self.query_norm(self._split(self.of_query(x), self.heads))
-        key, value, first = self._keys(x, context, None)
-        if self.rotary is not None:
-            query = self.rotary(query, first)
+        query, key, value = self._projected(x, context, None)
         eye = torch.eye(key.shape[-2], dtype=value.dtype, device=value.device).expand(*value.shape[:2], -1, -1)
         return attend(query, key, eye, mask=mask, bias=self.bias)
 
-    def _keys(self, x: Tensor, context: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor, int]:
-        """Keys and values (B, Hkv, S, E), and the position of the first query."""
+    def _projected(self, x: Tensor, context: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, L, E), keys and values (B, Hkv, S, E), in their positions."""
+        if context is not None and (self.rotary is not None or self.bias is not None):
+            raise SoftlookupError("MultiHeadAttention: expected a context without positions, as two sequences share none")
+        query = self.query_norm(self._split(self.of_query(x), self.heads))
         if context is not None and cache is not None and cache.key is not None and cache.value is not None:
-            return cache.key, cache.value, len(cache) - x.shape[1]
+            return query, cache.key, cache.value
         read = x if context is None else context
         key = self.key_norm(self._split(self.of_key(read), self.kv_heads))
         value = self._split(self.of_value(read), self.kv_heads)
         before = 0 if cache is None else len(cache)
         if self.rotary is not None:
-            key = self.rotary(key, before)
+            query, key = self.rotary(query, before), self.rotary(key, before)
         if cache is not None:
             key, value = cache.add(key, value)
-        return key, value, key.shape[-2] - x.shape[1]
+        return query, key, value
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
+        """(B, N, H E) -> (B, H, N, E)."""
         return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
     def _join(self, x: Tensor) -> Tensor:
+        """(B, H, L, Ev) -> (B, L, E)."""
         return self.out(x.transpose(1, 2).flatten(2))
 
     @classmethod
     def from_torch(cls, module: nn.MultiheadAttention) -> MultiHeadAttention:
-        """The same attention with the weights of torch's module (which must be without `add_bias_kv` and `add_zero_attn`)."""
+        """The same attention with the weights of torch's module (which must be without `add_bias_kv` and `add_zero_attn`).
+
+        Batches come first here, whatever the module's `batch_first`."""
         if module.bias_k is not None or module.add_zero_attn:
             raise SoftlookupError("from_torch: expected a module without add_bias_kv and add_zero_attn, got one that has them")
         if module.kdim != module.vdim:
             raise SoftlookupError(f"from_torch: expected keys and values of one width, got {module.kdim} and {module.vdim}")
         bias = module.in_proj_bias is not None
         made = cls(module.embed_dim, module.num_heads, context_width=module.kdim, bias=bias, dropout=module.dropout)
+        made = made.to(module.out_proj.weight)  # before the weights are read, which float32 would round
         made.load_state_dict(from_torch_state(module.state_dict()))
-        return made.to(module.out_proj.weight).train(module.training)
+        return made.train(module.training)
 
 
 def from_torch_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ class Attentive(Model):
         cell: str = "gru",
         dropout: float = 0.0,
     ):
-        super().__init__(source_symbols, target_symbols)
+        super().__init__(source_symbols, target_symbols, dropout, width=width, embedding=embedding, layers=layers)
         if order not in ORDERS:
             raise SoftlookupError(f"order: expected {' or '.join(ORDERS)}, got {order!r}")
         self.order = order

@@ -47,7 +47,7 @@ class FixedVector(Model):
         cell: str = "gru",
         dropout: float = 0.0,
     ):
-        super().__init__(source_symbols, target_symbols)
+        super().__init__(source_symbols, target_symbols, dropout, width=width, embedding=embedding, layers=layers)
         self.encoder = Encoder(source_symbols, embedding, width, layers, cell, dropout)
         self.embedding = nn.Embedding(target_symbols, embedding)
         self.bridge = Bridge(2 * width, width, cell)

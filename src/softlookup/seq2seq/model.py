@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SoftlookupError, UnsupportedError
+from ..errors import SoftlookupError, UnsupportedError, at_least_one
 from ..running import StatsLike
 from ..summary import Stats
 
@@ -31,11 +31,14 @@ class Model(nn.Module):
 
     attends = True
 
-    def __init__(self, source_symbols: int, target_symbols: int):
+    def __init__(self, source_symbols: int, target_symbols: int, dropout: float = 0.0, **sizes: int):
         super().__init__()
+        at_least_one(type(self).__name__, **sizes)
+        if not 0 <= dropout < 1:
+            raise SoftlookupError(f"{type(self).__name__}: expected a dropout of at least 0 and below 1, got {dropout}")
         if min(source_symbols, target_symbols) < 2:
-            raise SoftlookupError(f"{type(self).__name__}: expected vocabularies of 2 symbols at least (0 pads), "
-                                  f"got {source_symbols} and {target_symbols}")
+            got = f"{source_symbols} and {target_symbols}"
+            raise SoftlookupError(f"{type(self).__name__}: expected vocabularies of 2 symbols at least (0 pads), got {got}")
         self.source_symbols, self.target_symbols = source_symbols, target_symbols
 
     def forward(

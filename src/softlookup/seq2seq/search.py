@@ -34,6 +34,7 @@ def search(
     beam: int = 5,
     longest: int = 64,
     power: float = 1.0,
+    never: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
     """For each entry of a batch, up to `beam` outputs, best first.
 
@@ -42,7 +43,32 @@ def search(
         beam: partial outputs that are kept; an entry is done when as many have ended.
         longest: symbols after which an output is cut.
         power: of the length that a log-probability is divided by (Wu et al. 2016); 0 for none, which favours short outputs.
+        never: symbols that no output may hold, as those that pad and begin.
+
+    The model is asked in evaluation mode, and left as it was.
     """
+    models = [each for each in getattr(model, "models", [model]) if isinstance(each, Model)]
+    training = [each.training for each in models]
+    try:
+        for each in models:
+            each.eval()
+        return _search(model, source, lengths, begin, end, beam, longest, power, never)
+    finally:
+        for each, was in zip(models, training, strict=True):
+            each.train(was)
+
+
+def _search(
+    model: Model | Ensemble,
+    source: Tensor,
+    lengths: Tensor,
+    begin: int,
+    end: int,
+    beam: int,
+    longest: int,
+    power: float,
+    never: Sequence[int],
+) -> list[list[Hypothesis]]:
     if beam < 1 or longest < 1:
         raise SoftlookupError(f"search: expected a beam and a length of at least 1, got {beam} and {longest}")
     batch, device = len(source), source.device
@@ -55,6 +81,10 @@ def search(
     for step in range(1, longest + 1):
         scores, state = model.step(tokens, state)
         symbols = scores.shape[-1]
+        if step == 1 and not all(0 <= each < symbols for each in (begin, end, *never)):
+            raise SoftlookupError(f"search: expected begin, end and never below {symbols}, got {begin}, {end} and {never}")
+        if never:
+            scores[..., list(never)] = -torch.inf
         scores = total.unsqueeze(-1) + scores
         # Of twice as many continuations as are kept, at most half end: enough go on.
         best, which = scores.flatten(1).topk(min(2 * beam, scores[0].numel()))
@@ -91,7 +121,7 @@ def _collect(
     power: float,
 ) -> None:
     """Keep what ends at this step among the `beam` best continuations."""
-    ends = (ends & going.unsqueeze(1))[:, :beam]
+    ends = (ends & going.unsqueeze(1) & best.isfinite())[:, :beam]
     for entry, k in ends.nonzero().tolist():
         output = tuple(so_far[entry, parents[entry, k]].tolist())
         found[entry].append(Hypothesis(output, float(best[entry, k]) / length**power, True))

@@ -56,7 +56,7 @@ class Transformer(Model):
         inner: int | None = None,
         dropout: float = 0.1,
     ):
-        super().__init__(source_symbols, target_symbols)
+        super().__init__(source_symbols, target_symbols, dropout, width=width, heads=heads, layers=layers)
         self.width = width
         self.source = nn.Embedding(source_symbols, width, padding_idx=0)
         self.target = nn.Embedding(target_symbols, width)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from ..errors import SoftlookupError
 from ..files import write_text
 from .config import Config
 from .fit import Progress, fit
-from .picture import in_html, in_terminal
+from .picture import Picture, in_html, in_terminal
 from .runs import load
 from .scoring import Scores
 
@@ -47,16 +49,19 @@ def _line(scores: dict[str, Any]) -> str:
     )
 
 
-def evaluate(folders: Sequence[str], part: str, beam: int) -> None:
-    """Errors on a part of the data, with 95 % bootstrap intervals."""
-    run = load(*(found(each) for each in folders))
-    corpus = run.record.config.corpus()
+def evaluate(folders: Sequence[str], part: str, beam: int, pairs: str | None = None) -> None:
+    """Errors on a part of the data, with 95 % bootstrap intervals. pairs: where the file of pairs lies now."""
+    _at_least_one("--beam", beam)
+    run = load(*map(found, _each(folders)))
+    config = run.record.config
+    corpus = (config if pairs is None else replace(config, pairs=pairs)).corpus()
     if corpus.checksum != run.record.checksum:
         raise SoftlookupError(f"evaluate: expected the data that the run was trained on, got other data in {corpus.origin}")
     scores = run.evaluate(corpus.part(part), beam)
+    names = ("WER", "PER") if config.task == "g2p" else ("outputs wrong", "symbols wrong")
     print(f"{len(scores.wrong):,} of {part}, beam {beam}, closest reference")
-    print(_rate("WER", "wer", scores))
-    print(_rate("PER", "per", scores))
+    for name, what in zip(names, ("wer", "per"), strict=True):
+        print(_rate(name, what, scores))
 
 
 def _rate(name: str, what: str, scores: Scores) -> str:
@@ -68,9 +73,12 @@ def predict(
     folders: Sequence[str], words: Sequence[str], beam: int, best: int, align: bool, page: str | None
 ) -> list[str]:
     """Print the outputs of the words that can be read; what was wrong with the others."""
-    run = load(*(found(each) for each in folders))
+    _at_least_one("--beam", beam)
+    _at_least_one("--best", best)
+    run = load(*map(found, _each(folders)))
     if (align or page) and not any(model.attends for model in run.models):
-        raise SoftlookupError("--align: expected a model with attention, got one without")
+        name = "--align" if align else "--html"
+        raise SoftlookupError(f"{name}: expected a model with attention, got one without")
     good, wrong = [], []
     for word in words:
         try:
@@ -84,9 +92,12 @@ def predict(
             print(f"{word}\t{run.text(output)}")
         output = hypotheses[0][0]
         if align or page:
-            pictures.append((source, output, run.alignment(source, output)))
+            title = f"{word} → {run.text(output)}"
+            pictures.append(Picture(title, source, output, run.alignment(source, output)))
         if align:
-            print(in_terminal(*pictures[-1]) + "\n")
+            print(in_terminal(pictures[-1], shutil.get_terminal_size().columns) + "\n")
+    if page and not pictures:
+        wrong.append(f"--html: {page} was not written, as no word could be read")
     if page and pictures:
         write_text(page, in_html(pictures))
         print(f"Picture: {page}")
@@ -100,5 +111,18 @@ def found(name: str) -> Path:
     for folder in (Path("models"), Path(__file__).parents[3] / "models"):
         if "/" not in name and (folder / name).is_dir():
             return folder / name
-    raise SoftlookupError(f"model: expected the folder of a run, or the name of one in models/, got {name}")
+    raise SoftlookupError(f"model: expected the folder of a run, or the name of one in the repository's models/, got {name}")
+
+
+def _each(said: Sequence[str]) -> list[str]:
+    """The folders of an ensemble, by commas or one by one."""
+    names = [name for each in said for name in each.split(",")]
+    if not all(names):
+        raise SoftlookupError(f"model: expected folders with commas between, got {','.join(said)!r}")
+    return names
+
+
+def _at_least_one(option: str, number: int) -> None:
+    if number < 1:
+        raise SoftlookupError(f"{option}: expected a number of at least 1, got {number}")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -22,7 +24,7 @@ class Config:
     epochs, batch: over the training part, in examples. rate: the highest learning rate, reached after `warmup` of all steps
     and lowered to 0 along a cosine. smoothing: of the labels (Szegedy et al. 2016). clip: of the gradient's norm.
     decay: of weights (AdamW). average: of the weights that are used for prediction, an exponential moving average of this
-    decay; 0 for none. words: take only so many of the training pairs. dev: how many pairs choose the best epoch.
+    decay; 0 for none. words: take only so many of the training pairs, evenly spread. dev: how many pairs choose the best epoch.
     """
 
     task: str = "g2p"
@@ -49,10 +51,19 @@ class Config:
             if getattr(self, name) not in known:
                 raise SoftlookupError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
         if (self.task == "pairs") != (self.pairs is not None):
-            raise SoftlookupError(f"--pairs: expected a file with the task pairs, and only with it, got {self.pairs!r}")
+            got = "none" if self.pairs is None else repr(self.pairs)
+            raise SoftlookupError(f"--pairs: expected a file with the task pairs, and only with it, got {got}")
+        for name, units in (("--source", self.source_units), ("--target", self.target_units)):
+            if self.task != "pairs" and units != "characters":
+                raise SoftlookupError(f"{name}: expected characters with the task {self.task}, got {units!r}")
         for name in ("epochs", "batch", "dev", "threads", *(["words"] if self.words is not None else [])):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise SoftlookupError(f"{name}: expected a number of at least 1, got {getattr(self, name)}")
+        most = 4 * (os.cpu_count() or 1)
+        if self.threads > most:
+            raise SoftlookupError(f"threads: expected at most {most} on this machine, got {self.threads}")
+        if not 0 <= self.seed < 2**63:
+            raise SoftlookupError(f"seed: expected a number of at least 0 and below 2^63, got {self.seed}")
         for name in ("rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise SoftlookupError(f"{name}: expected a finite number above 0, got {getattr(self, name)}")
@@ -70,11 +81,14 @@ class Config:
 
     def build(self, source: Vocabulary, target: Vocabulary) -> Model:
         """The model, with fresh weights."""
+        kind = MODELS[self.model]
+        known = [name for name, x in inspect.signature(kind).parameters.items() if x.kind is x.KEYWORD_ONLY]
+        if strange := [name for name in self.options if name not in known]:
+            raise SoftlookupError(f"--option: expected of {self.model} {', '.join(known)}, got {', '.join(strange)}")
         try:
-            return MODELS[self.model](len(source), len(target), **self.options)
+            return kind(len(source), len(target), **self.options)
         except TypeError as error:
-            name = MODELS[self.model].__name__
-            raise SoftlookupError(f"options: expected those of {name}, got {self.options} ({error})") from None
+            raise SoftlookupError(f"--option: expected values that fit {self.model}, got {self.options} ({error})") from None
 
     def as_dict(self) -> dict[str, Any]:
         """What goes into a run folder."""

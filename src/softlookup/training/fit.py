@@ -21,7 +21,7 @@ from ..seq2seq import Model
 from . import checkpoint
 from .batches import Batch, Example, count, epoch_of, examples, padded
 from .config import Config
-from .runs import CHECKPOINT, METRICS, MODEL, Record, Run
+from .runs import CHECKPOINT, METRICS, MODEL, RECORD, Record, Run, load
 from .tasks import Corpus, Pair
 from .vocabulary import PAD
 
@@ -51,7 +51,7 @@ def fit(
     every: float = EVERY,
 ) -> Run:
     """Train, and leave in the folder: the record of the run, metrics (JSON lines and TensorBoard) and the model of the best
-    epoch by errors on the part that is for choosing.
+    epoch, by word errors and then symbol errors on the part that is for choosing.
 
     Args:
         folder: made if it does not exist. resume: go on from its last checkpoint, with the same config and data.
@@ -60,7 +60,7 @@ def fit(
     corpus = config.corpus()
     record = Record.of(config, corpus)
     folder = Path(folder).expanduser()
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads)  # of the whole process, as everything in torch depends on it
     training = _Training(record, corpus, folder)
     _enter(folder, record, resume)
     if (folder / CHECKPOINT).exists():
@@ -71,11 +71,12 @@ def fit(
 
 def _enter(folder: Path, record: Record, resume: bool) -> None:
     """Make the folder a run's, or see that it is this run's."""
-    exists = (folder / "run.json").exists()
+    begun = any((folder / name).exists() for name in (CHECKPOINT, MODEL))
+    exists = begun or (resume and (folder / RECORD).exists())
     if exists and not resume:
         raise SoftlookupError(f"{folder}: holds a run already; expected --resume to go on with it, or another folder")
     if not exists:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(map(_is_other, folder.iterdir()))):
             raise SoftlookupError(f"{folder}: expected a new or an empty folder, or a run's")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -85,14 +86,20 @@ def _enter(folder: Path, record: Record, resume: bool) -> None:
         return
     before = Record.read(folder)
     was, now = before.config.as_dict(), record.config.as_dict()
-    for name in was.keys() - {"pairs"}:  # the file may have moved; its content is compared below
-        if was[name] != now[name]:
+    for name in now:
+        if name != "pairs" and was[name] != now[name]:
             raise SoftlookupError(f"{folder}: expected the run's own config, {name}={was[name]}, got {name}={now[name]}")
     if before.checksum != record.checksum:
         raise SoftlookupError(f"{folder}: expected the data that the run began with, got other data in {record.origin}")
     if before.versions != record.versions:
         then, today = (", ".join(f"{n} {v}" for n, v in each.versions.items()) for each in (before, record))
         raise SoftlookupError(f"{folder}: expected the versions that the run began with, {then}, got {today}")
+    record.write(folder)  # the file of pairs may have moved: its content is the same
+
+
+def _is_other(path: Path) -> bool:
+    """Whether a file in a folder is none that a run leaves which ended before its first checkpoint."""
+    return path.name not in (RECORD, "tensorboard") and not path.name.endswith(".part")
 
 
 class _Training:
@@ -111,13 +118,11 @@ class _Training:
         self.dev = _spread(corpus.dev, self.config.dev)
         self.steps = count(len(self.examples), self.config.batch)
         self.epoch, self.step, self.loss, self.symbols = 0, 0, 0.0, 0
-        self.best = math.inf
+        self.best = [math.inf, math.inf]  # word and symbol errors
         self.lines: list[str] = []  # of the metrics file
 
     def run(self) -> Run:
         """The model of the best epoch."""
-        from .runs import load
-
         return load(self.folder)
 
     def go(self, say: Callable[[Progress], None], every: float) -> None:
@@ -191,13 +196,13 @@ class _Training:
             "loss": self.loss / max(1, self.symbols),
             "wer": errors.wer,
             "per": errors.per,
-            "words_per_second": steps * self.config.batch / max(seconds, 1e-9),
+            "words_per_second": steps / self.steps * len(self.examples) / max(seconds, 1e-9),
             "seconds": seconds,
         }
         if model.attends:
             scores |= _attention(model, self.dev, self.record)
-        if errors.wer < self.best:
-            self.best = errors.wer
+        if [errors.wer, errors.per] <= self.best:
+            self.best = [errors.wer, errors.per]
             of = {name: scores[name] for name in ("epoch", "wer", "per")}
             checkpoint.save(self.folder / MODEL, model.state_dict(), of)
         return scores

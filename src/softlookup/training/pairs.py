@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import SoftlookupError
+from ..files import reason
 from .tasks import Corpus, Sequence, checksum, gather, split
 
 UNITS = ("characters", "words")
@@ -23,7 +24,7 @@ def read(path: str | Path, source_units: str, target_units: str) -> Corpus:
     try:
         content = Path(path).expanduser().read_bytes()
     except OSError as error:
-        raise SoftlookupError(f"--pairs: cannot read {path}: {(error.strerror or str(error)).lower()}") from None
+        raise SoftlookupError(f"--pairs: cannot read {path}: {reason(error)}") from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

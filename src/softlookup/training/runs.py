@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import SoftlookupError
-from ..files import write_text
+from ..files import reason, write_text
 from ..seq2seq import Ensemble, Hypothesis, Model, search
 from ..version import __version__
 from . import checkpoint
@@ -22,7 +22,7 @@ from .pairs import symbols
 from .scoring import Scores, score
 from .tasks import Corpus, Pair
 from .tasks import Sequence as Symbols
-from .vocabulary import BEGIN, END, Vocabulary
+from .vocabulary import BEGIN, END, PAD, Vocabulary
 
 RECORD, CHECKPOINT, METRICS, MODEL = "run.json", "checkpoint.safetensors", "metrics.jsonl", "model.safetensors"
 
@@ -55,9 +55,11 @@ class Record:
         return cls(config, sources, Vocabulary.of(targets), longest, corpus.origin, corpus.checksum, versions)
 
     def write(self, folder: Path) -> None:
+        """Into a run's folder; a file of pairs by its absolute path."""
+        pairs = self.config.pairs
         said = {
             "generator": "softlookup",
-            "config": self.config.as_dict(),
+            "config": self.config.as_dict() | {"pairs": None if pairs is None else str(Path(pairs).expanduser().resolve())},
             "data": {"origin": self.origin, "checksum": self.checksum},
             "versions": self.versions,
             "longest": self.longest,
@@ -68,6 +70,7 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record:
+        """Out of a run's folder."""
         path = folder / RECORD
         try:
             said: dict[str, Any] = json.loads(path.read_text("utf-8"))
@@ -75,8 +78,10 @@ class Record:
             vocabularies = Vocabulary(said["source"]), Vocabulary(said["target"])
             config = Config.from_dict(said["config"])
             return cls(config, *vocabularies, longest, data["origin"], data["checksum"], said["versions"])
-        except OSError:
+        except FileNotFoundError:
             raise SoftlookupError(f"{folder}: expected the folder of a run, got one without {RECORD}") from None
+        except OSError as error:
+            raise SoftlookupError(f"cannot read {path}: {reason(error)}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise SoftlookupError(f"{path}: expected the record of a run, got one that cannot be read ({error})") from None
 
@@ -118,7 +123,7 @@ class Run:
             rows = [torch.tensor(self.record.source.numbers(sources[k])) for k in some]
             lengths = torch.tensor([len(row) for row in rows])
             longest = LONGER * self.record.longest[1]
-            best = search(model, stack(rows), lengths, begin=BEGIN, end=END, beam=beam, longest=longest)
+            best = search(model, stack(rows), lengths, begin=BEGIN, end=END, beam=beam, longest=longest, never=(PAD, BEGIN))
             for k, hypotheses in zip(some, best, strict=True):
                 found[k] = [(self.record.target.words(each.symbols), each) for each in hypotheses]
         return found
@@ -145,8 +150,8 @@ def load(*folders: str | Path) -> Run:
     records = [Record.read(Path(folder)) for folder in folders]
     first = records[0]
     for folder, record in zip(folders, records, strict=True):
-        if (record.source.symbols, record.target.symbols) != (first.source.symbols, first.target.symbols):
-            raise SoftlookupError(f"{folder}: expected a run with the symbols of {folders[0]}, got one with others")
+        if (record.checksum, record.source.symbols) != (first.checksum, first.source.symbols):
+            raise SoftlookupError(f"{folder}: expected a run with the data of {folders[0]}, got one with other data")
     return Run(first, [_model(Path(folder), record) for folder, record in zip(folders, records, strict=True)])
 
 
