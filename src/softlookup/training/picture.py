@@ -72,7 +72,7 @@ _PAGE = """<!doctype html>
 body { font: 16px/1.4 system-ui, sans-serif; margin: 2rem; color: #1c2330; background: #fff; }
 p { max-width: 40rem; }
 main { display: flex; flex-wrap: wrap; gap: 2rem; align-items: flex-start; }
-table { border-collapse: collapse; }
+table { border-collapse: collapse; width: max-content; }
 figure { margin: 0; max-width: 100%; overflow-x: auto; }
 figcaption { font-weight: 600; padding-bottom: .4rem; position: sticky; left: 0; }
 th { font-weight: 400; padding: .1rem .45rem; }
