@@ -228,6 +228,10 @@ def train(
     except KeyboardInterrupt:
         _complain("interrupted; the same command with --resume goes on from the last checkpoint")
         raise _Told(INTERRUPTED) from None
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _out_of_memory(error):
+            raise
+        raise SoftlookupError("not enough memory; try a smaller --batch, or --option width=…") from None
 
 
 @app.command()
@@ -398,11 +402,11 @@ def _run(output: _Output) -> Any:
     except SoftlookupError as error:
         code = _complain(str(error))
     except MemoryError:
-        code = _complain("not enough memory; try fewer --tokens, or a smaller --batch or --option width")
+        code = _complain("not enough memory; try fewer --tokens")
     except RuntimeError as error:
         if not _out_of_memory(error):
             raise
-        code = _complain("not enough memory; try fewer --tokens, or a smaller --batch or --option width")
+        code = _complain("not enough memory; try fewer --tokens")
     except OSError:
         if output.failure is None:
             raise

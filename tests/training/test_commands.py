@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -67,7 +68,9 @@ def test_interrupted_training_says_how_to_go_on(tmp_path):
     words = ["".join(x) for n in (2, 3, 4) for x in itertools.product("abcd", repeat=n)]
     (tmp_path / "pairs.tsv").write_text("".join(f"{w}\t{' '.join(reversed(w))}\n" for w in words))
     command = [sys.executable, "-m", "softlookup.cli", *TRAIN, "--pairs", "pairs.tsv", "--out", "run", "--epochs", "500"]
-    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background inherits deafness to it
+    child = subprocess.Popen(command, cwd=tmp_path, preexec_fn=heard, **pipes)
     assert child.stdout is not None and child.stdout.readline().startswith("epoch")
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=60)

@@ -87,7 +87,7 @@ class Attentive(Model):
     ) -> Tensor | tuple[Tensor, Stats]:
         memory, hidden = self._encode(source, lengths)
         known = self.drop(self.embedding(target))
-        states, contexts, _, _, seen = self._run(known, hidden, memory, stats)
+        states, contexts, _, seen = self._run(known, hidden, memory, stats)
         return with_stats(self.readout(states, contexts, known), seen)
 
     def start(self, source: Tensor, lengths: Tensor) -> _Standing:
@@ -109,7 +109,7 @@ class Attentive(Model):
 
     def alignment(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
         memory, hidden = self._encode(source, lengths)
-        _, _, queries, _, _ = self._run(self.embedding(target), hidden, memory, None)
+        _, _, queries, _ = self._run(self.embedding(target), hidden, memory, None)
         return self.align.weights(queries, memory.keys, memory.mask)
 
     def _encode(self, source: Tensor, lengths: Tensor) -> tuple[Memory, Hidden]:
@@ -121,12 +121,12 @@ class Attentive(Model):
 
     def _run(
         self, known: Tensor, hidden: Hidden, memory: Memory, stats: StatsLike | None
-    ) -> tuple[Tensor, Tensor, Tensor, Hidden, Stats | None]:
-        """All steps of a known output (B, T, embedding): states, contexts and queries (B, T, …), the last state, statistics."""
+    ) -> tuple[Tensor, Tensor, Tensor, Stats | None]:
+        """All steps of a known output (B, T, embedding): states, contexts and queries (B, T, …), statistics."""
         if self.order == "luong":
-            states, hidden = whole(self.recurrent, known, hidden)
+            states, _ = whole(self.recurrent, known, hidden)
             contexts, seen = self._ask(states, memory, stats)
-            return states, contexts, states, hidden, seen
+            return states, contexts, states, seen
         steps: list[tuple[Tensor, Tensor, Tensor, Stats | None]] = []
         for each in known.unbind(1):
             query = hidden[0]
@@ -135,7 +135,7 @@ class Attentive(Model):
             steps.append((hidden[0], context.squeeze(1), query, seen))
         states, contexts, queries = (torch.stack([step[k] for step in steps], 1) for k in range(3))  # type: ignore[misc]
         all_seen = [step[3] for step in steps if step[3] is not None]
-        return states, contexts, queries, hidden, stacked(all_seen) if all_seen else None
+        return states, contexts, queries, stacked(all_seen) if all_seen else None
 
     def _ask(self, query: Tensor, memory: Memory, stats: StatsLike | None = None) -> tuple[Tensor, Stats | None]:
         return self.align(query, memory.keys, memory.states, mask=memory.mask, stats=stats)

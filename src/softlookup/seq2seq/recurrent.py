@@ -22,7 +22,6 @@ class Encoded:
 
     states: Tensor
     final: Tensor
-    lengths: Tensor
 
 
 class Encoder(nn.Module):
@@ -44,7 +43,7 @@ class Encoder(nn.Module):
         states, last = self.recurrent(packed)
         states, _ = pad_packed_sequence(states, batch_first=True, total_length=source.shape[1])
         h = last[0] if isinstance(last, tuple) else last
-        return Encoded(self.drop(states), self.drop(torch.cat([h[-2], h[-1]], -1)), lengths)
+        return Encoded(self.drop(states), self.drop(torch.cat([h[-2], h[-1]], -1)))
 
 
 class Bridge(nn.Module):
