@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from softlookup.files import write_text
-from softlookup.training import Config, Scores, fit, load
+from softlookup.training import Config, Scores, fit, g2p, load
 from softlookup.training.runs import METRICS
 
 OPTIONS: dict[str, dict[str, Any]] = {  # 3.04 M parameters each
@@ -31,9 +31,10 @@ OPTIONS: dict[str, dict[str, Any]] = {  # 3.04 M parameters each
 }
 RATES = (0.00075, 0.0015, 0.003, 0.006)
 RUNS = ("attentive-0", "fixed-0", "transformer-0", "attentive-1", "fixed-1", "attentive-2", "fixed-2")
-LONG, SHORT = 11, 5
-"""Letters of long words, at least, and of short ones, at most."""
-
+BINS = ((1, 5), (6, 7), (8, 10), (11, 99))
+"""Letters of a word, from and to."""
+SHORT, LONG = BINS[0][1], BINS[-1][0]
+"""Letters of short words, at most, and of long ones, at least."""
 
 SCORES: dict[str, dict[str, Any]] = {  # in Bahdanau's order 3.04 M parameters each
     "additive": {},
@@ -94,13 +95,10 @@ def scores(folder: Path, only: list[str]) -> None:
             print(f"{score:9s} {order:9s} dev WER {error(run, trial('attentive', rate, options)):.2%}", flush=True)
 
 
-BINS = ((1, 5), (6, 7), (8, 10), (11, 99))
-"""Letters of a word, from and to."""
-
-
 def report(folder: Path, path: Path) -> None:
     """All numbers of the comparison, on the test part with a beam of 5."""
-    tested = {name: (run := load(folder / name)).evaluate(run.record.config.corpus().test) for name in RUNS}
+    words = g2p.read().test
+    tested = {name: load(folder / name).evaluate(words) for name in RUNS}
     source = next(iter(tested.values())).source
     groups = [(source >= low) & (source <= high) for low, high in BINS]
     print("run             WER      PER     PER of words of " + "  ".join(f"{low}-{high}".rjust(6) for low, high in BINS))
@@ -116,8 +114,7 @@ def report(folder: Path, path: Path) -> None:
         ("attentive-0", "attentive-1", "attentive-2"),
         ("attentive-0", "attentive-1", "attentive-2", "transformer-0"),
     ):
-        run = load(*(folder / name for name in members))
-        each = run.evaluate(run.record.config.corpus().test)
+        each = load(*(folder / name for name in members)).evaluate(words)
         bounds = each.interval("wer")
         print(f"ensemble of {', '.join(members)}: WER {each.wer:.2%} ({bounds[0]:.2%} to {bounds[1]:.2%}), PER {each.per:.2%}")
         ensembles[" ".join(members)] = {"wer": each.wer, "per": each.per}

@@ -17,6 +17,7 @@ from ..files import write_text
 from ..geometry import MEANINGS, Measure, likeness, measure
 from ..integrations.projections import Projections, projections
 from .flow import INDENT, Flow, words
+from .terminal import heads_listed
 
 THRESHOLDS: dict[str, float] = {
     # Three quarters of |W_Q W_K^T|^2 are symmetric; random weights have half, within 1/d.
@@ -28,8 +29,6 @@ THRESHOLDS: dict[str, float] = {
     # Cosine of two heads' W_Q W_K^T; random ones have 0, within 1/d.
     "duplicate": 0.5,
 }
-LISTED = 8
-"""Heads that a finding names before "and … more"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,12 +175,7 @@ def screen(geometry: ModelGeometry) -> RenderableType:
     for each in geometry.standing:
         count = f"{len(each.heads)} {each.title if len(each.heads) > 1 else each.singular}"
         parts.append(Flow(words((count, "bold"), (f"  {each.criterion}", "dim")), Text("• ", "bold cyan")))
-        listed = each.heads[:LISTED]
-        ends = [","] * (len(listed) - 1) + [""]
-        pieces = [Text.assemble((x, "bold"), f" {v:.3g}{end}") for (x, v), end in zip(listed, ends, strict=True)]
-        if len(each.heads) > LISTED:
-            pieces.append(Text(f"and {len(each.heads) - LISTED} more", "dim"))
-        parts += [Flow(pieces, " " * INDENT), Flow(words((each.meaning, "dim")), " " * INDENT), Text()]
+        parts += [heads_listed(each.heads), Flow(words((each.meaning, "dim")), " " * INDENT), Text()]
     parts.append(Text(f"{'measure':20s} {'chance':>7s} {'5 %':>7s} {'median':>7s} {'95 %':>7s}  least     most", "bold"))
     for name, meaning in MEANINGS.items():
         value, chance = geometry.all(name)

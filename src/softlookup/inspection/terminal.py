@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -84,16 +84,18 @@ def _finding(group: Kindred) -> Iterator[RenderableType]:
     """A title with the threshold, the heads with their values, and what it means."""
     bullet = Text("! ", "bold yellow") if group.kind.tone == "warning" else Text("• ", "bold cyan")
     yield Flow(words((group.title, "bold"), (f"  {group.criterion}", "dim")), bullet)
-    listed = group.findings[:LISTED]
-    ends = [","] * (len(listed) - 1) + [""]
-    heads = [
-        Text.assemble((found.label, "bold"), f" {found.value:.3g}{end}") for found, end in zip(listed, ends, strict=True)
-    ]
-    more = len(group.findings) - LISTED
-    if more > 0:
-        heads.append(Text(f"and {more} more", "dim"))
-    yield Flow(heads, " " * INDENT)
+    yield heads_listed([(found.label, found.value) for found in group.findings])
     yield Flow(words((" ".join(group.words), "dim")), " " * INDENT)
+
+
+def heads_listed(heads: Sequence[tuple[str, float]]) -> Flow:
+    """Heads (label, value), the first ``LISTED`` of them and how many more."""
+    listed = heads[:LISTED]
+    ends = [","] * (len(listed) - 1) + [""]
+    pieces = [Text.assemble((label, "bold"), f" {value:.3g}{end}") for (label, value), end in zip(listed, ends, strict=True)]
+    if len(heads) > LISTED:
+        pieces.append(Text(f"and {len(heads) - LISTED} more", "dim"))
+    return Flow(pieces, " " * INDENT)
 
 
 def _map(inspection: Inspection, name: str, console: Console) -> Iterator[RenderableType]:

@@ -43,11 +43,11 @@ def projections(model: nn.Module) -> list[Projections]:
     Raises:
         UnsupportedError: where a layer's keys are made of a shared latent (multi-head latent attention), or none can be read.
     """
-    found = []
+    found, frequencies = [], _frequencies(model)
     for path, module in model.named_modules():
         weights = _layer(model, path, module)
         if weights is not None:
-            found.append(Projections(path, _with_gains(weights, module), _frequencies(model)))
+            found.append(Projections(path, _with_gains(weights, module), frequencies))
     if not found:
         raise UnsupportedError(
             f"geometry: expected attention with projections of queries, keys and values, found none in {type(model).__name__}"
