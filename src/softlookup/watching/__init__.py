@@ -2,7 +2,8 @@
 
 from .call import Call, Probe
 from .layer import LayerSeen
+from .records import JSONLines, read_records
 from .seen import Seen
 from .table import Table
 
-__all__ = ["Call", "LayerSeen", "Probe", "Seen", "Table"]
+__all__ = ["Call", "JSONLines", "LayerSeen", "Probe", "Seen", "Table", "read_records"]

@@ -24,11 +24,16 @@ class LayerSeen:
     """
 
     def __init__(self, name: str, heads: int, cross: bool, stats: Sequence[str], keep_rows: bool = False):
-        self.name, self.heads, self.cross, self.calls = name, heads, cross, 0
+        self.name, self.heads, self.cross = name, heads, cross
         self.stats = tuple(stats)
         self._keep_rows = keep_rows
-        self._moments = Moments.empty(len(self.stats), heads)
-        self._sketches = [QuantileSketch(heads) for _ in self.stats]
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every call."""
+        self.calls = 0
+        self._moments = Moments.empty(len(self.stats), self.heads)
+        self._sketches = [QuantileSketch(self.heads) for _ in self.stats]
         self._rows: Tensor | None = None
 
     @property

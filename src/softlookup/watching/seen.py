@@ -32,6 +32,11 @@ class Seen:
         heads = call.query.shape[-3]
         self._layer(call.layer, heads, call.cross).add(stats, call.rows)
 
+    def clear(self) -> None:
+        """Forget what was seen; what follows is of the calls from now on, as of one step of training."""
+        for layer in self.layers.values():
+            layer.clear()
+
     def _layer(self, name: str, heads: int, cross: bool) -> LayerSeen:
         """The layer called `name`; a module that attends in two ways (self and cross, say) is two layers."""
         variant = name
