@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
 
+from softlookup.errors import SoftlookupError
 from softlookup.geometry import MEANINGS
 from softlookup.inspection.geometry import ModelGeometry, screen
 from softlookup.inspection.terminal import _plain
@@ -61,3 +62,14 @@ def test_numbers_in_json(model, tmp_path):
     assert said["model"] == "planted" and len(said["layers"]) == 2 and set(said["measures"]) == set(MEANINGS)
     assert said["layers"][1]["copying"]["value"][1] == pytest.approx(1, abs=0.01)
     assert said["layers"][0]["overlap"]["chance"] == pytest.approx([16 / 128] * 4)
+
+
+def test_numbers_never_replace_somebody_elses_file(model, tmp_path):
+    found = ModelGeometry.of(model, "planted")
+    path = tmp_path / "notes.json"
+    path.write_text("mine")
+    with pytest.raises(SoftlookupError, match="was not written by softlookup"):
+        found.save_json(path)
+    assert path.read_text() == "mine"
+    found.save_json(tmp_path / "own.json")
+    found.save_json(tmp_path / "own.json")  # over its own

@@ -18,6 +18,7 @@ from ..geometry import MEANINGS, Measure, likeness, measure
 from ..integrations.projections import Projections, projections
 from .flow import INDENT, Flow, words
 from .terminal import heads_listed
+from .writing import check_target, finite
 
 THRESHOLDS: dict[str, float] = {
     # Three quarters of |W_Q W_K^T|^2 are symmetric; random weights have half, within 1/d.
@@ -89,8 +90,9 @@ class ModelGeometry:
         return [each for each in _standing(self) if each.heads]
 
     def save_json(self, path: str | Path) -> None:
-        """Every number: per layer its path, per measure values and chance levels by head, and cosines between heads."""
-        write_text(path, json.dumps(self.as_dict()))
+        """Every number: per layer its path, per measure values and chance levels by head, and cosines between heads. Whole
+        or not at all, and never over a file that is not softlookup's."""
+        write_text(check_target(path, "save_json"), json.dumps(finite(self.as_dict()), allow_nan=False))
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -116,43 +118,40 @@ def _width(found: list[Projections]) -> int:
 
 def _standing(geometry: ModelGeometry) -> Iterator[Standing]:
     labels = geometry.labels
+    symmetric, copying, duplicate = (THRESHOLDS[name] for name in ("symmetric", "copying", "duplicate"))
+    starved = THRESHOLDS["rank_starved"] * geometry.width
 
     def above(values: Tensor, limit: float) -> tuple[tuple[str, float], ...]:
         order = values.argsort(descending=True).tolist()
         return tuple((labels[k], float(values[k])) for k in order if values[k] > limit)
 
-    limit = THRESHOLDS["symmetric"]
     yield Standing(
         "symmetric heads",
         "symmetric head",
-        f"symmetric share > {limit:g}, chance 0.5",
+        f"symmetric share > {symmetric:g}, chance 0.5",
         "They match like with like: a pair scores the same in both orders, before positions and masks have their say.",
-        above(geometry.all("symmetric_share")[0], limit),
+        above(geometry.all("symmetric_share")[0], symmetric),
     )
-    limit = THRESHOLDS["copying"]
     yield Standing(
         "copying heads",
         "copying head",
-        f"copying > {limit:g}, chance 0",
+        f"copying > {copying:g}, chance 0",
         "What they read they write again in the same direction; with a head that finds earlier copies of a token, induction.",
-        above(geometry.all("copying")[0], limit),
+        above(geometry.all("copying")[0], copying),
     )
-    limit = THRESHOLDS["rank_starved"] * geometry.width
-    starved = above(-geometry.all("rank")[0], -limit)
     yield Standing(
         "rank-starved heads",
         "rank-starved head",
-        f"effective rank < {limit:g} of {geometry.width}",
+        f"effective rank < {starved:g} of {geometry.width}",
         "A few directions decide all scores: the rest of their width is paid for and hardly used.",
-        tuple((label, -value) for label, value in starved),
+        tuple((label, -value) for label, value in above(-geometry.all("rank")[0], -starved)),
     )
-    limit = THRESHOLDS["duplicate"]
     yield Standing(
         "duplicate pairs of heads",
         "duplicate pair of heads",
-        f"cosine of W_Q W_K^T > {limit:g}, chance 0",
+        f"cosine of W_Q W_K^T > {duplicate:g}, chance 0",
         "Two heads of a layer ask the same question; one of them may be pruned or merged.",
-        _pairs(geometry, limit),
+        _pairs(geometry, duplicate),
     )
 
 

@@ -16,7 +16,7 @@ from .heads import FEW, Head, Layer
 from .histogram import Histogram
 from .provenance import Provenance
 from .token_view import TokenView
-from .writing import check_target
+from .writing import check_target, finite
 
 if TYPE_CHECKING:
     from .terminal import HeadMap
@@ -109,7 +109,7 @@ class Inspection:
         }
 
     def to_json(self) -> str:
-        return json.dumps(_finite(self.as_dict()), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(finite(self.as_dict()), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def save_json(self, path: str | Path) -> None:
         """Write ``to_json()`` to ``path``, whole or not at all, and never over a file that is not softlookup's."""
@@ -148,12 +148,3 @@ class Inspection:
             | {"findings": kinds.get((head.layer, head.head), [])}
             for head in self.heads()
         ]
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null says "no number here"."""
-    if isinstance(value, float):
-        return value if abs(value) < float("inf") else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value

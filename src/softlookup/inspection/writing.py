@@ -1,9 +1,10 @@
-"""Reports never replace somebody else's file."""
+"""Reports never replace somebody else's file, and their JSON is JSON."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from ..errors import SoftlookupError
 
@@ -35,3 +36,12 @@ def _is_ours(path: Path) -> bool:
     except OSError:
         return False
     return begin.strip() == "" or any(mark in begin for mark in MARKS)
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null says "no number here"."""
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
