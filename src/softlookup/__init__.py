@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from . import geometry as geometry
     from . import integrations as integrations
     from . import nn as nn
+    from . import remedies as remedies
     from . import seq2seq as seq2seq
     from . import training as training
     from .biases import ALiBi as ALiBi
@@ -84,7 +86,8 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-_MODULES = {*(module.split(".")[0] for module in _FROM), "watching", "engines", "nn", "seq2seq", "training"}
+_MODULES = {*(module.split(".")[0] for module in _FROM)}
+_MODULES |= {"engines", "geometry", "nn", "remedies", "seq2seq", "training", "watching"}
 
 
 def __dir__() -> list[str]:

@@ -20,7 +20,7 @@ from .errors import SoftlookupError
 from .masks import describe
 from .normalizers import Softmax
 from .problem import Problem
-from .running import MaskLike, Plan, StatsLike, canonical, column_sums, finish, plan, run, value_and_stats
+from .running import MaskLike, Plan, StatsLike, canonical, column_sums, finish, follower, plan, run, value_and_stats
 from .scores import ScaledDot, Score
 from .summary import Stats, Summary, chosen, merge_all
 
@@ -114,6 +114,8 @@ def attend(
     if torch.compiler.is_compiling():
         traced = compiled.attend(query, key, value, stats, arguments)
         return _attend(query, key, value, stats, arguments) if traced is None else traced
+    if (follow := follower.get()) is not None:
+        return follow(query, key, value, stats, arguments)
     names = chosen(stats)
     again = repeated.attend(query, key, value, names, arguments)
     value, values = value_and_stats(query, key, value, names, **arguments) if again is None else again

@@ -31,6 +31,10 @@ StatsLike = bool | str | Iterable[str]
 
 _forced: ContextVar[str | None] = ContextVar("softlookup_engine", default=None)
 
+Follower = Callable[[Tensor, Tensor, Tensor, StatsLike | None, dict[str, Any]], Any]
+follower: ContextVar[Follower | None] = ContextVar("softlookup_follower", default=None)
+"""What `attend` hands its calls to while a watched model runs: it answers them in its place."""
+
 
 @contextmanager
 def engine(name: str) -> Iterator[None]:

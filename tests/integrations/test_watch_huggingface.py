@@ -370,7 +370,7 @@ def test_bad_arguments(llama):
         ({"stats": ("entropi",)}, "got 'entropi'"),
         ({"stats": ("received",)}, "per key"),
         ({"stats": ()}, "at least one"),
-        ({"keep": "all"}, '"heads" or "rows"'),
+        ({"keep": "all"}, '"heads", "rows" or "graph"'),
     ):
         with pytest.raises(sl.SoftlookupError, match=message), sl.watch(llama, **arguments):
             raise AssertionError("must not get here")

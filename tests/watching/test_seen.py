@@ -121,7 +121,7 @@ def test_unknown_names_say_what_there_is(rng):
         seen.table(("entropi",))
     with pytest.raises(sl.SoftlookupError, match="at most 6"):
         Seen(sl.CHEAP).table(sl.CHEAP)
-    with pytest.raises(sl.SoftlookupError, match='"heads" or "rows"'):
+    with pytest.raises(sl.SoftlookupError, match='"heads", "rows" or "graph"'):
         Seen(NAMES, "all")
 
 

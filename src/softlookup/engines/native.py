@@ -54,6 +54,11 @@ def refusal(problem: Problem) -> str | None:
     return None
 
 
+def runs_on(device: torch.device) -> bool:
+    """Whether it is there at all for tensors of a device."""
+    return device.type == "cpu" and library.load()[0] is not None
+
+
 def run(problem: Problem) -> Summary:
     """The summary of every query, shapes (B, H, L)."""
     few = few_queries(problem)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..operator import scores_of
 from ..watching import Call, Probe
-from .slices import at_rows
+from ..watching.slices import at_rows
 
 BINS = 48
 ROWS = 64

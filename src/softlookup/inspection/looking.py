@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import SoftlookupError
 from ..watching import Call
+from ..watching.slices import positions_of
 from . import histogram, token_view
 from .cost import Cost, Pass, best, measured, trim
 from .findings import find, named_heads
@@ -19,7 +20,6 @@ from .heads import FEW, Layer, summarize
 from .histogram import Histogram
 from .inspection import Inspection, Text
 from .provenance import provenance_of
-from .slices import positions_of
 from .token_view import TokenView
 
 VIEWS = 16

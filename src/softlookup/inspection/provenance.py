@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
+from ..version import __version__
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -23,8 +25,6 @@ class Provenance:
 
 
 def provenance_of(model: nn.Module) -> Provenance:
-    from .. import __version__
-
     parameters = list(model.parameters())
     dtypes = _joined(str(p.dtype).removeprefix("torch.") for p in parameters if p.is_floating_point())
     return Provenance(dtypes, _joined(str(p.device) for p in parameters), __version__, torch.__version__)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..operator import weights_of
 from ..watching import Call, Probe
-from .slices import at_heads, at_rows
+from ..watching.slices import at_heads, at_rows
 
 KEYS = 8
 """Keys kept per query. For most heads they cover nearly everything; the page shows how much for each query."""

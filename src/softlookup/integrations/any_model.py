@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Literal
 
 import torch
 from torch import nn
@@ -13,13 +14,21 @@ from ..errors import SoftlookupError, UnsupportedError
 from ..summary import chosen
 from ..watching import Probe, Seen
 from .module_paths import _cannot_attend
+from .own_calls import following
 from .recording import Watcher
 from .torch_modules import Interception
 
 
 @contextmanager
 def watch(
-    model: nn.Module, *, keep: str = "heads", stats: Iterable[str] | None = None, probes: Iterable[Probe] = ()
+    model: nn.Module,
+    *,
+    keep: str = "heads",
+    stats: Iterable[str] | None = None,
+    rows: int | Literal["all"] | None = None,
+    every: int = 1,
+    seed: int = 0,
+    probes: Iterable[Probe] = (),
 ) -> Iterator[Seen]:
     """Watch a model's attention.
 
@@ -28,12 +37,17 @@ def watch(
         print(seen.table())
 
     Hugging Face models (and those inside any other module) are switched to softlookup's attention and back on exit,
-    exceptions included. Elsewhere calls of `F.scaled_dot_product_attention` and `nn.MultiheadAttention` are followed.
+    exceptions included. Elsewhere calls of `F.scaled_dot_product_attention`, `nn.MultiheadAttention` and `attend` are followed.
     Layers are named by module path; a module that attends several times in one pass is "path", "path#2", …
 
-    keep: "heads" (moments and quantiles per head, no per-token tensor), or "rows" (also each layer's last call, per
-    query). stats: names of the statistics, the cheap set by default. probes: called with each attention `Call`, in
-    order, without gradients.
+    keep: "heads" (moments and quantiles per head, no per-token tensor), "rows" (also each layer's last call, per query), or
+    "graph" (that with its gradient, for a term of the loss: `seen.layers[…].graph(stat)`). stats: names of the statistics, the
+    cheap set by default. probes: called with each attention `Call`, in order, without gradients.
+
+    rows: "all", or how many query positions of each call to look at. The model's own kernel then computes its output, on any
+    device, and the statistics are exact for positions drawn at random (`seed`): means over them are unbiased, with a
+    standard error (`stderr`); extremes are those of the sample. By default all where the native engine runs (on a CPU) or
+    keep is not "heads", else 64. every: of so many forward passes the first is looked at, and the others are left alone.
 
     Queries that are padding, or see no key, count in nothing. A decoding step counts its one query. Calls by other
     threads, and recomputation under gradient checkpointing, are not recorded; with checkpointing run `backward` inside,
@@ -48,8 +62,15 @@ def watch(
         raise UnsupportedError("watch: expected statistics per query, got 'received', which is per key (sl.received)")
     if not names:
         raise SoftlookupError("watch: expected at least one statistic, got none")
+    for name, number in (("rows", rows), ("every", every)):
+        if number not in ("all", None) and (not isinstance(number, int) or number < 1):
+            raise SoftlookupError(f"watch: expected {name} to be a number of at least 1, got {number!r}")
+    if keep != "heads":
+        if rows not in ("all", None):
+            raise SoftlookupError(f'watch: expected rows="all" with keep="{keep}", which keeps every query, got {rows}')
+        rows = "all"
     seen = Seen(names, keep)
-    watcher = Watcher(model, seen, probes, Interception)
+    watcher = Watcher(model, seen, probes, _interception, rows, every, seed)
     with ExitStack() as stack:
         _switch_hugging_face(model, stack)
         if "torch._dynamo" in sys.modules:
@@ -59,6 +80,13 @@ def watch(
         yield seen
     if not seen.layers:
         raise SoftlookupError(_nothing_seen(model, watcher))
+
+
+@contextmanager
+def _interception() -> Iterator[None]:
+    """Around every pass of a watched model."""
+    with Interception(), following():
+        yield
 
 
 _eager = ExitStack()
@@ -95,6 +123,6 @@ def _nothing_seen(model: nn.Module, watcher: Watcher) -> str:
     if not watcher.passes and not all(map(_cannot_attend, model.modules())):  # where nothing can attend, nothing is counted
         return f"watch: expected {name} to be called inside the with block, in the same thread, got no call"
     return (
-        f"watch: expected attention through F.scaled_dot_product_attention, nn.MultiheadAttention or transformers' "
-        f"attention interface, got none in {name}: it computes attention by itself, or has none"
+        f"watch: expected attention through F.scaled_dot_product_attention, nn.MultiheadAttention, softlookup.attend or "
+        f"transformers' attention interface, got none in {name}: it computes attention by itself, or has none"
     )

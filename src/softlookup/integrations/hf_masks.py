@@ -14,8 +14,8 @@ said relative to the first of them: row r stands at q_offset - kv_offset + r.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any
 
@@ -26,13 +26,15 @@ from transformers import masking_utils as hf
 from ..masks import Causal, Documents, Everything, Mask, MaskFunction, Padding, Window
 
 HFMaskFunction = Callable[..., Any]
+NO_SKIPS = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
 
 
 @dataclass(frozen=True, eq=False)
 class HFMask:
     """What transformers says about a mask (a `lazy_mask.Recipe`), and that said as a structured mask.
 
-    function(b, h, q, kv): in absolute positions. padding: boolean (B, >= kv_offset + S), True where real, or None.
+    function(b, h, q, kv): in absolute positions. padding: boolean (B, >= kv_offset + S), True where real, or None. asked: the
+    keywords by which it was asked for, that tell other implementations when they may skip the mask.
     """
 
     function: HFMaskFunction
@@ -46,6 +48,7 @@ class HFMask:
     device: torch.device
     use_vmap: bool
     made_in: torch.dtype | None = None  # before a cast
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -67,10 +70,28 @@ class HFMask:
         ).to(self.dtype)
 
     def cut(self, first: int, last: int, keys: int) -> HFMask:
-        return replace(self, q_offset=self.q_offset + first, queries=last - first, keys=keys)
+        part = {"q_offset": self.q_offset + first, "queries": last - first, "keys": keys}
+        whole = (first, last, keys) == (0, self.queries, self.keys)
+        return self if whole else replace(self, **part, asked=NO_SKIPS)  # type: ignore[arg-type]
 
     def cast(self, dtype: torch.dtype) -> HFMask:
         return replace(self, dtype=dtype, made_in=self.made_in or self.dtype)
+
+    def made_by(self, mask_function: Callable[..., Any]) -> Any:
+        """The same mask as another implementation's mask function makes it."""
+        return mask_function(
+            batch_size=self.batch,
+            q_length=self.queries,
+            kv_length=self.keys,
+            q_offset=self.q_offset,
+            kv_offset=self.kv_offset,
+            mask_function=self.function,
+            attention_mask=self.padding,
+            dtype=self.dtype,
+            use_vmap=self.use_vmap,
+            device=self.device,
+            **self.asked,
+        )
 
     @property
     def query_offset(self) -> int:

@@ -50,6 +50,12 @@ def switched(model: nn.Module, name: str) -> Iterator[int]:
                     del _SWITCHED[id(config)]
 
 
+def original_of(module: nn.Module) -> str | None:
+    """What the model that `module` is in attends by when it is not switched; None where it is not."""
+    entry = _SWITCHED.get(id(getattr(module, "config", None)))
+    return None if entry is None else entry.original
+
+
 def _switchable(model: nn.Module) -> list[PreTrainedConfig]:
     """The configurations that the model's attention modules read, where their code uses the attention interface."""
     found: dict[int, PreTrainedConfig] = {}

@@ -21,16 +21,20 @@ from transformers.utils import output_capturing
 
 from ..errors import UnsupportedError
 from ..normalizers import Softmax
-from ..scores import ScaledDot
+from ..operator import attend
+from ..scores import ScaledDot, Score
 from . import hf_switch
 from .hf_arguments import OUTPUT_ATTENTIONS, sort_arguments
 from .hf_masks import HFMask
+from .hf_own import own_attention
 from .hf_visible import recipe_of, visibility
 from .lazy_mask import LazyMask
 from .recording import Sighting, Watcher, attend_seen
 from .sight import real_queries
 
 NAME = "softlookup"
+SCORE = "softlookup_score"
+"""Attribute of an attention module that holds its score, where that is not the scaled product that the model asks for."""
 
 
 def register() -> None:
@@ -53,7 +57,7 @@ def mask(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     use_vmap: bool = False,
-    **kwargs: Any,
+    **asked: Any,
 ) -> Tensor | None:
     """A mask as transformers asks for it: a `LazyMask` of shape (B, 1, L, S), or None where eager would give None.
 
@@ -91,6 +95,7 @@ def mask(
             dtype=dtype,
             device=torch.device(device),
             use_vmap=use_vmap,
+            asked={**asked, "local_size": local_size, "allow_is_bidirectional_skip": allow_is_bidirectional_skip},
         )
     )
 
@@ -109,6 +114,7 @@ def attention(
 
     Returns (B, L, H, Ev), contiguous, and no weights. `UnsupportedError` for anything that would have to be ignored.
     """
+    given_query, given_scaling = query, scaling
     request = sort_arguments(kwargs)
     if _attentions_are_collected():
         raise UnsupportedError(OUTPUT_ATTENTIONS)
@@ -117,13 +123,21 @@ def attention(
     if query.shape[0] != key.shape[0]:  # learned queries, one set for the whole batch
         query = query.expand(key.shape[0], *query.shape[1:])
     arguments = {
-        "score": ScaledDot(softcap=request.softcap),
+        "score": score if isinstance(score := getattr(module, SCORE, None), Score) else ScaledDot(softcap=request.softcap),
         "normalizer": Softmax(sink=None if request.s_aux is None else request.s_aux.flatten()),
         "scale": scaling,
         "dropout_p": dropout if module.training else 0.0,
         **visibility(module, attention_mask, request, query, key),
     }
-    output = attend_seen(query, key, value, arguments, lambda w: _sight(w, module, query, key, attention_mask))
+
+    def own() -> Tensor:
+        function = own_attention(module, NAME)
+        if function is None:
+            return attend(query, key, value, **arguments)
+        told = {**kwargs, "mask": attention_mask, "scaling": given_scaling, "dropout": dropout}
+        return function(module, given_query, key, value, **told)[0].transpose(1, 2)
+
+    output, _ = attend_seen(query, key, value, arguments, lambda w: _sight(w, module, query, key, attention_mask), own)
     return output.transpose(1, 2).contiguous(), None
 
 

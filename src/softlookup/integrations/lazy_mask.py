@@ -46,13 +46,15 @@ class LazyMask(Tensor):
     _recipe: Recipe
     _view: tuple[LazyMask, int, int, int] | None  # source, first row, last row, keys
     _dense: Tensor | None
+    made: dict[str, Any]
+    """The same mask as other implementations have it, by name."""
 
     @staticmethod
     def __new__(cls, recipe: Recipe, view: tuple[LazyMask, int, int, int] | None = None) -> LazyMask:
         # A tensor made in inference mode has no version counter, which `recipe` reads.
         with torch.inference_mode(False):
             self = Tensor._make_wrapper_subclass(cls, recipe.shape, dtype=recipe.dtype, device=recipe.device)
-        self._recipe, self._view, self._dense = recipe, view, None
+        self._recipe, self._view, self._dense, self.made = recipe, view, None, {}
         return self
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # results are plain tensors

@@ -15,7 +15,8 @@ def other_sequence(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     """True if a forward was called with states of another sequence to attend to.
 
     Read from the names of its own parameters (`encoder_hidden_states`, `key_value_states`, `cross_attention_states`),
-    which are the same in every encoder-decoder of transformers; or `is_cross_attention`, where a module says it.
+    which are the same in every encoder-decoder of transformers, and `context` in `softlookup.nn`; or `is_cross_attention`,
+    where a module says it.
     """
     if getattr(module, "is_cross_attention", False) is True:
         return True
@@ -29,7 +30,7 @@ def other_sequence(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _names_other_states(name: str) -> bool:
-    other = any(word in name for word in ("encoder", "cross", "key_value"))
+    other = name == "context" or any(word in name for word in ("encoder", "cross", "key_value"))
     return other and not any(word in name for word in ("mask", "bias", "position", "past"))
 
 

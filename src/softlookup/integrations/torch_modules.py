@@ -80,7 +80,11 @@ def scaled_dot_product(
             # Torch's causality is aligned to the top left, and MultiheadAttention appends its extra keys at the end.
             "query_offset": 0 if is_causal or (told is not None and not told.cross) else None,
         }
-        output = attend_seen(q, k, v, arguments, lambda watcher: _sight(watcher, q, k, mask, is_causal, told))
+
+        def own() -> Tensor:
+            return as_torch_does().reshape(*q.shape[:3], v.shape[3])
+
+        output, _ = attend_seen(q, k, v, arguments, lambda watcher: _sight(watcher, q, k, mask, is_causal, told), own)
     except SoftlookupError:
         as_torch_does()  # torch's own error comes first, where it has one
         raise

@@ -11,6 +11,7 @@ from ..biases import ALiBi
 from ..errors import SoftlookupError, at_least_one
 from ..operator import attend
 from ..running import MaskLike, StatsLike
+from ..scores import ScaledDot, Score
 from ..summary import Stats
 from .cache import Cache
 from .positions import RoPE
@@ -28,6 +29,7 @@ class MultiHeadAttention(nn.Module):
         positions: `RoPE()`, an `ALiBi`, or None for none; of self-attention only, as two sequences share no positions.
         qk_norm: queries and keys are normalized per head, with a learned gain, so that logits stay bounded (Henry et al. 2020).
         dropout: probability that a weight is dropped in training.
+        score: what is relevant, a score of queries and keys of one width: by default the scaled product, without or with a cap.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class MultiHeadAttention(nn.Module):
         positions: RoPE | ALiBi | None = None,
         qk_norm: bool = False,
         dropout: float = 0.0,
+        score: Score = ScaledDot(),  # noqa: B008
     ):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -57,7 +60,7 @@ class MultiHeadAttention(nn.Module):
         at_least_one("MultiHeadAttention", head_width=head_width, value_width=value_width)
         if not isinstance(positions, RoPE | ALiBi | None):
             raise SoftlookupError(f"MultiHeadAttention: expected positions as RoPE(), ALiBi(…) or None, got {positions!r}")
-        self.heads, self.kv_heads, self.dropout = heads, kv_heads, dropout
+        self.heads, self.kv_heads, self.dropout, self.score = heads, kv_heads, dropout, score
         self.of_query = nn.Linear(width, heads * head_width, bias)
         self.of_key = nn.Linear(context_width, kv_heads * head_width, bias)
         self.of_value = nn.Linear(context_width, kv_heads * value_width, bias)
@@ -87,7 +90,8 @@ class MultiHeadAttention(nn.Module):
             projected at the first call only, and later calls read them.
         """
         query, key, value = self._projected(x, context, cache)
-        arguments: dict[str, Any] = {"mask": mask, "bias": self.bias, "dropout_p": self.dropout if self.training else 0.0}
+        dropped = self.dropout if self.training else 0.0
+        arguments: dict[str, Any] = {"score": self.score, "mask": mask, "bias": self.bias, "dropout_p": dropped}
         if stats is None or stats is False:
             return self._join(attend(query, key, value, **arguments))
         value, seen = attend(query, key, value, stats=stats, **arguments)
@@ -97,7 +101,7 @@ class MultiHeadAttention(nn.Module):
         """(B, H, L, S) the distribution itself, materialized, without dropout: the average of rows of the identity."""
         query, key, value = self._projected(x, context, None)
         eye = torch.eye(key.shape[-2], dtype=value.dtype, device=value.device).expand(*value.shape[:2], -1, -1)
-        return attend(query, key, eye, mask=mask, bias=self.bias)
+        return attend(query, key, eye, score=self.score, mask=mask, bias=self.bias)
 
     def _projected(self, x: Tensor, context: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, L, E), keys and values (B, Hkv, S, E), in their positions."""

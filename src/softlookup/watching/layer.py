@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import SoftlookupError
 from .moments import Moments
+from .sampling import spread_of_sum
 from .sketch import QuantileSketch, add_all
 
 if TYPE_CHECKING:
@@ -23,10 +24,10 @@ class LayerSeen:
     A query counts if it is a real token (not padding) and sees at least one key.
     """
 
-    def __init__(self, name: str, heads: int, cross: bool, stats: Sequence[str], keep_rows: bool = False):
+    def __init__(self, name: str, heads: int, cross: bool, stats: Sequence[str], keep: str = "heads"):
         self.name, self.heads, self.cross = name, heads, cross
         self.stats = tuple(stats)
-        self._keep_rows = keep_rows
+        self._keep = keep
         self.clear()
 
     def clear(self) -> None:
@@ -35,6 +36,7 @@ class LayerSeen:
         self._moments = Moments.empty(len(self.stats), self.heads)
         self._sketches = [QuantileSketch(self.heads) for _ in self.stats]
         self._rows: Tensor | None = None
+        self._graph: Stats | None = None
 
     @property
     def counts(self) -> Tensor:
@@ -46,23 +48,37 @@ class LayerSeen:
         """Queries counted, in the head that saw most."""
         return int(self.counts.max()) if self.heads else 0
 
-    def add(self, stats: Stats, rows: Tensor | None) -> None:
-        """Fold in one call: `stats` of shape (..., H, L), with `visible` among them; rows (B, L), True where real."""
+    def add(self, stats: Stats, rows: Tensor | None, among: int | None = None) -> None:
+        """Fold in one call: `stats` of shape (..., H, L), with `visible` among them; rows (B, L), True where real; among: how
+        many positions these L were drawn from, None where they are all.
+        """
         self.calls += 1
+        if self._keep == "graph":
+            self._graph = stats
         seen = torch.stack([_single(getattr(stats, name)) for name in self.stats])
         seen = seen.reshape(len(self.stats), -1, *seen.shape[-2:])  # (T, B, H, L)
         counted = (stats.visible.detach().to("cpu") > 0).reshape(seen.shape[1:])
         if rows is not None:
             counted = counted & rows.to("cpu")[:, None, :]
-        if self._keep_rows:
+        weight, spread = 1.0, torch.zeros(())
+        if among is not None and among > seen.shape[-1]:
+            weight, spread = among / seen.shape[-1], spread_of_sum(seen, counted, among)
+        if self._keep == "rows":
             self._rows = torch.where(counted, seen, math.nan)
         values, counted = seen.transpose(1, 2).flatten(2), counted.transpose(0, 1).flatten(1)  # (T, H, N), (H, N)
         some: Tensor | None = counted
         if bool((counted == counted[:1]).all()):  # as nearly always: the same queries count in every head
             values, some = values[..., counted[0]], None
         if values.shape[-1]:
-            self._moments = self._moments.merge(Moments.of(values, some))
-            add_all(self._sketches, values, some)
+            self._moments = self._moments.merge(Moments.of(values, some, weight, spread))
+            add_all(self._sketches, values, some, weight)
+
+    def merge(self, other: LayerSeen) -> None:
+        """Add what was seen of the same layer elsewhere, as by another process; rows of the last call stay this one's."""
+        self.calls += other.calls
+        self._moments = self._moments.merge(other._moments)
+        for mine, its in zip(self._sketches, other._sketches, strict=True):
+            mine.merge(its)
 
     def mean(self, stat: str) -> Tensor:
         """(H,) mean over the counted queries; NaN for a head without any."""
@@ -71,6 +87,10 @@ class LayerSeen:
     def std(self, stat: str) -> Tensor:
         """(H,) standard deviation over the counted queries (divided by their number)."""
         return self._or_nan(self._moments.std[self._index(stat)])
+
+    def stderr(self, stat: str) -> Tensor:
+        """(H,) standard error of the mean: 0 where every query was looked at, more where a sample was (`watch(rows=…)`)."""
+        return self._or_nan(self._moments.stderr[self._index(stat)])
 
     def min(self, stat: str) -> Tensor:
         """(H,) smallest value."""
@@ -92,6 +112,13 @@ class LayerSeen:
         if self._rows is None:
             raise SoftlookupError(f'rows of {self.name}: expected watch(model, keep="rows"), got keep="heads"')
         return self._rows[index]
+
+    def graph(self, stat: str) -> Tensor:
+        """(B, H, L) of the last call, with its gradient, so that it can be part of a loss. Only with keep="graph"."""
+        index = self._index(stat)
+        if self._graph is None:
+            raise SoftlookupError(f'graph of {self.name}: expected a call under watch(model, keep="graph"), got none')
+        return getattr(self._graph, self.stats[index])
 
     def _or_nan(self, per_head: Tensor) -> Tensor:
         return torch.where(self.counts > 0, per_head, math.nan)

@@ -18,47 +18,65 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Moments of T statistics of H heads. count: (H,) int64; mean, m2, lowest, highest: (T, H) float64."""
+    """Moments of T statistics of H heads. count: (H,) int64 values; weight: (H,) float64, the number of values that they
+    stand for (more where they are a sample); mean, m2, lowest, highest: (T, H) float64; spread: (T, H) the variance that
+    weight times mean has because of what a sample left out.
+    """
 
     count: Tensor
+    weight: Tensor
     mean: Tensor
     m2: Tensor
     lowest: Tensor
     highest: Tensor
+    spread: Tensor
 
     @classmethod
     def empty(cls, statistics: int, heads: int) -> Moments:
         """The moments of nothing: the neutral element of `merge`."""
         zeros = torch.zeros(statistics, heads, dtype=torch.float64)
-        return cls(torch.zeros(heads, dtype=torch.int64), zeros, zeros, zeros + math.inf, zeros - math.inf)
+        none = torch.zeros(heads, dtype=torch.int64)
+        return cls(none, none.double(), zeros, zeros, zeros + math.inf, zeros - math.inf, zeros)
 
     @classmethod
-    def of(cls, values: Tensor, counted: Tensor | None = None) -> Moments:
-        """Moments of `values` (T, H, N > 0) over the entries where `counted` (H, N) is True, all by default."""
+    def of(
+        cls, values: Tensor, counted: Tensor | None = None, weight: float = 1.0, spread: Tensor | float = 0.0
+    ) -> Moments:
+        """Moments of `values` (T, H, N > 0) over the entries where `counted` (H, N) is True, all by default; each of which
+        stands for `weight` values, and their sum has the variance `spread` for that.
+        """
+        spread = torch.zeros(values.shape[:2], dtype=torch.float64) + spread * weight**2
         if counted is None:
             variance, mean = torch.var_mean(values.double(), -1, correction=0)
             lowest, highest = torch.aminmax(values, dim=-1)
             count = torch.full(values.shape[1:2], values.shape[2])
-            return cls(count, mean, variance * values.shape[2], lowest.double(), highest.double())
+            weights = count.double() * weight
+            return cls(count, weights, mean, variance * weights, lowest.double(), highest.double(), spread)
         values = values.double()
         count = counted.sum(-1)
         mean = torch.where(counted, values, 0.0).sum(-1) / count.clamp(min=1)
         m2 = torch.where(counted, values - mean[..., None], 0.0).square().sum(-1)
         lowest = torch.where(counted, values, math.inf).amin(-1)
-        return cls(count, mean, m2, lowest, torch.where(counted, values, -math.inf).amax(-1))
+        highest = torch.where(counted, values, -math.inf).amax(-1)
+        return cls(count, count.double() * weight, mean, m2 * weight, lowest, highest, spread)
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of queries together."""
-        count = self.count + other.count
-        n = count.clamp(min=1).to(torch.float64)
+        weight = self.weight + other.weight
+        share = other.weight / torch.where(weight > 0, weight, 1.0)
         # An empty side says nothing, and its mean of 0 must not meet an infinite one: inf * 0 would be NaN.
         delta = torch.where((self.count > 0) & (other.count > 0), other.mean - self.mean, 0.0)
-        mean = torch.where(self.count > 0, self.mean, other.mean) + delta * (other.count / n)
-        m2 = self.m2 + other.m2 + delta.square() * (self.count * (other.count / n))
+        mean = torch.where(self.count > 0, self.mean, other.mean) + delta * share
+        m2 = self.m2 + other.m2 + delta.square() * (self.weight * share)
         lowest, highest = torch.minimum(self.lowest, other.lowest), torch.maximum(self.highest, other.highest)
-        return Moments(count, mean, m2, lowest, highest)
+        return Moments(self.count + other.count, weight, mean, m2, lowest, highest, self.spread + other.spread)
+
+    @property
+    def stderr(self) -> Tensor:
+        """(T, H) standard error of the mean, 0 where nothing was left out."""
+        return self.spread.sqrt() / torch.where(self.weight > 0, self.weight, 1.0)
 
     @property
     def std(self) -> Tensor:
         """(T, H) standard deviation over the counted queries (the population's: divided by n)."""
-        return (self.m2 / self.count.clamp(min=1)).sqrt()
+        return (self.m2 / torch.where(self.weight > 0, self.weight, 1.0)).sqrt()

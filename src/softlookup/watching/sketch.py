@@ -48,7 +48,7 @@ class QuantileSketch:
 
     def __init__(self, heads: int):
         self._first = 0  # bin of column 0
-        self._counts = torch.zeros(heads, 0, dtype=torch.int64)
+        self._counts = torch.zeros(heads, 0, dtype=torch.float64)  # whole numbers, but where a sample stands for more
 
     def add(self, values: Tensor, counted: Tensor | None = None) -> None:
         """Add `values` (H, N), where `counted` (H, N) is True, all by default."""
@@ -69,7 +69,7 @@ class QuantileSketch:
         total = self._counts.sum(1)
         if not self._counts.shape[1]:
             return torch.full(total.shape, math.nan, dtype=torch.float64)
-        rank = (q * (total - 1).clamp(min=0).to(torch.float64)).floor()
+        rank = (q * (total - 1).clamp(min=0)).floor()
         bins = self._first + (self._counts.cumsum(1) <= rank[:, None]).sum(1)
         return torch.where(total > 0, value_of(bins), math.nan)
 
@@ -81,14 +81,16 @@ class QuantileSketch:
             return
         new_first = first - _SLACK if not width or first < self._first else self._first
         new_end = last + _SLACK if not width or last > end else end
-        counts = torch.zeros(heads, new_end - new_first, dtype=torch.int64)
+        counts = torch.zeros(heads, new_end - new_first, dtype=torch.float64)
         if width:
             counts[:, self._first - new_first : end - new_first] = self._counts
         self._first, self._counts = new_first, counts
 
 
-def add_all(sketches: Sequence[QuantileSketch], values: Tensor, counted: Tensor | None = None) -> None:
-    """Add `values` (T, H, N > 0) to T sketches at once, one histogram for all of them."""
+def add_all(
+    sketches: Sequence[QuantileSketch], values: Tensor, counted: Tensor | None = None, weight: float = 1.0
+) -> None:
+    """Add `values` (T, H, N > 0) to T sketches at once, one histogram for all of them; each stands for `weight` values."""
     bins = bins_of(values)
     edges = bins if counted is None else bins.masked_fill(~counted, 0)  # the bin of 0 costs a window little
     lowest, highest = (edge.tolist() for edge in torch.aminmax(edges.flatten(1), dim=1))
@@ -102,4 +104,4 @@ def add_all(sketches: Sequence[QuantileSketch], values: Tensor, counted: Tensor 
     cells = cells if counted is None else cells[counted.expand_as(cells)]
     counts = torch.bincount(cells.flatten(), minlength=sum(sizes))
     for sketch, part in zip(sketches, counts.split(sizes), strict=True):
-        sketch._counts += part.view_as(sketch._counts)
+        sketch._counts.add_(part.view_as(sketch._counts), alpha=weight)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from ..errors import SoftlookupError
 
 if TYPE_CHECKING:
@@ -38,15 +40,18 @@ _COLUMN = 8
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text cells under a header; `str` aligns them. `columns`: names of the statistics, in order."""
+    """Rows of text cells under a header; `str` aligns them. `columns`: names of the statistics, in order; errors: where the
+    means are of samples, their largest standard error in each column."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    errors: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         room = WIDTH - 5 - _COLUMN * len(self.columns)
         header = ("layer", "head", *(_SHORT.get(name, name) for name in self.columns))
-        return "\n".join(_line(cells, room) for cells in (header, *self.rows))
+        footer = [("sampled queries: ±", "", *self.errors)] if self.errors else []
+        return "\n".join(_line(cells, room) for cells in (header, *self.rows, *footer))
 
     __repr__ = __str__
 
@@ -61,11 +66,14 @@ def table_of(seen: Seen, stats: str | Sequence[str] | None = None) -> Table:
     if len(wanted) > len(MAIN):
         raise SoftlookupError(f"table: expected at most {len(MAIN)} statistics in {WIDTH} columns, got {len(wanted)}")
     rows = []
+    errors = torch.zeros(len(wanted), dtype=torch.float64)
     for layer in seen.layers.values():
+        here = [layer.stderr(name).nan_to_num(0.0).max() if name in layer.stats else errors.new_zeros(()) for name in wanted]
+        errors = torch.maximum(errors, torch.stack(here))
         means = [layer.mean(name).tolist() if name in layer.stats else [math.nan] * layer.heads for name in wanted]
         for head in range(layer.heads):
             rows.append((layer.name if head == 0 else "", str(head), *(_number(m[head]) for m in means)))
-    return Table(wanted, tuple(rows))
+    return Table(wanted, tuple(rows), tuple(map(_number, errors.tolist())) if bool(errors.any()) else ())
 
 
 def _line(cells: Sequence[str], room: int) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..masks import Mask, pick
 from ..normalizers import Softmax
 from ..scores import ScaledDot
-from ..watching import Call
+from .call import Call
 
 
 def positions_of(call: Call) -> Tensor:

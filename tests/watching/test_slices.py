@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import softlookup as sl
-from softlookup.inspection.slices import at_heads, at_rows, positions_of
 from softlookup.masks import Dense
 from softlookup.operator import scores_of, weights_of
 from softlookup.watching import Call
+from softlookup.watching.slices import at_heads, at_rows, positions_of
 
 B, H, HKV, L, S, E = 2, 4, 2, 12, 17, 8
 GENERATOR = torch.Generator().manual_seed(0)

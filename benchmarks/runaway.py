@@ -1,0 +1,149 @@
+"""A small language model whose learning rate is too high: when does who warn, and which remedies bring it back?
+
+    python benchmarks/runaway.py run --folder DIR [--only NAME …]    # each run is kept; what is there is not made again
+    python benchmarks/runaway.py report --folder DIR [--json FILE]
+
+The text is that of Python's own help (`pydoc_data.topics`), in bytes; the model a decoder with 4 heads a layer; all runs of a seed
+see the same batches. A run is a name: plain, or a remedy; its seed; its rate; its size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pydoc_data.topics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import softlookup as sl
+from softlookup.files import write_text
+from softlookup.nn import RoPE, TransformerBlock
+from softlookup.remedies import entropy_penalty, qk_clip_, qk_norm_, sigma_reparam_, soft_cap_, ssmax_
+from softlookup.watching import Alarms
+
+LENGTH, BATCH, STEPS = 128, 16, 1000
+SIZES = {"small": (3, 64), "large": (4, 96), "other": (2, 48)}
+HIGH, HEALTHY, OTHER = 0.03, 0.003, 0.02
+REMEDIES = ("qk_norm", "qk_clip", "entropy_penalty", "sigma_reparam", "soft_cap", "ssmax")
+STATS = ("entropy_ratio", "max_logit", "jacobian_trace", "sink_mass")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training. kind: "plain" or a remedy."""
+
+    kind: str
+    seed: int
+    rate: float
+    size: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.size}-{self.rate:g}-{self.seed}"
+
+
+class GPT(nn.Module):
+    """Bytes in, the logits of the next byte out."""
+
+    def __init__(self, layers: int, width: int):
+        super().__init__()
+        self.embedding = nn.Embedding(256, width)
+        self.blocks = nn.ModuleList(TransformerBlock(width, 4, positions=RoPE()) for _ in range(layers))
+        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, 256, bias=False)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x, _ = block(x, mask=sl.Causal())
+        return self.out(self.norm(x))
+
+
+def text() -> Tensor:
+    """All topics, one after the other, as bytes."""
+    topics = pydoc_data.topics.topics
+    return torch.tensor(list("\n".join(topics[name] for name in sorted(topics)).encode()))
+
+
+def batches(seed: int, steps: int) -> Iterator[Tensor]:
+    """(B, L + 1) pieces from anywhere in the text."""
+    data, random = text(), torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        start = torch.randint(len(data) - LENGTH - 1, (BATCH,), generator=random)
+        yield data[start[:, None] + torch.arange(LENGTH + 1)]
+
+
+def train(run: Run, steps: int = STEPS) -> dict[str, Any]:
+    """Loss, gradient norm and largest logit of every step, and at which step each kind of alarm rang first."""
+    torch.manual_seed(run.seed)
+    model = GPT(*SIZES[run.size])
+    before = {"qk_norm": qk_norm_, "sigma_reparam": sigma_reparam_, "soft_cap": soft_cap_}
+    if run.kind in before:
+        before[run.kind](model)
+    if run.kind == "ssmax":
+        ssmax_(model, LENGTH)
+    optimizer = torch.optim.AdamW(model.parameters(), run.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    alarms, first, record = Alarms(), {}, {"loss": [], "norm": [], "max_logit": [], "entropy_ratio": []}
+    penalized = run.kind == "entropy_penalty"
+    with sl.watch(model, stats=STATS, keep="graph" if penalized else "heads") as seen:
+        for step, batch in enumerate(batches(run.seed, steps)):
+            for group in optimizer.param_groups:
+                group["lr"] = run.rate * min(1.0, (step + 1) / 20)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+            (loss + entropy_penalty(seen, 0.3) if penalized else loss).backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf"))
+            optimizer.step()
+            if run.kind == "qk_clip":
+                qk_clip_(model, seen)
+            for alarm in alarms(step, seen):
+                if not alarm.cleared:
+                    first.setdefault(alarm.kind, [step, alarm.layer, alarm.head, alarm.value])
+            layers = list(seen.layers.values())
+            record["loss"].append(loss.item())
+            record["norm"].append(norm.item())
+            record["max_logit"].append(max(float(x.max("max_logit").max()) for x in layers))
+            record["entropy_ratio"].append(min(float(x.mean("entropy_ratio").min()) for x in layers))
+            seen.clear()
+    return {"alarms": first, **record}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("run", "report"))
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--kind", nargs="*", default=["plain", *REMEDIES])
+    parser.add_argument("--seed", type=int, nargs="*", default=list(range(5)))
+    parser.add_argument("--rate", type=float, default=HIGH)
+    parser.add_argument("--size", default="small")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    for seed in args.seed:
+        for kind in args.kind:
+            run = Run(kind, seed, args.rate, args.size)
+            path = args.folder / f"{run.name}.json"
+            if not path.exists():
+                start = time.perf_counter()
+                found = train(run, args.steps)
+                write_text(path, json.dumps(found | {"seconds": time.perf_counter() - start}))
+            found = json.loads(path.read_text())
+            loss = found["loss"]
+            print(
+                f"{run.name:30s} {found['seconds']:4.0f} s  loss {sum(loss[-50:]) / 50:.3f}  "
+                f"max logit {max(found['max_logit'][-50:]):8.1f}  least entropy ratio {min(found['entropy_ratio'][-50:]):.3f}  "
+                + "  ".join(f"{k} {v[0]}" for k, v in found["alarms"].items()),
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

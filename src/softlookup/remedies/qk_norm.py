@@ -1,0 +1,55 @@
+"""QK-norm for models that were built without it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import UnsupportedError
+from ..integrations.projections import NORMS, parts, separate
+
+
+class _HeadNorm(nn.RMSNorm):
+    """RMSNorm of each head's part of a projection: (…, H k) -> (…, H k)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = self.normalized_shape[0]
+        return F.rms_norm(x.unflatten(-1, (-1, width)), self.normalized_shape, self.weight, self.eps).flatten(-2)
+
+
+def qk_norm_(model: nn.Module) -> nn.Module:
+    """Normalize queries and keys per head, with a learned gain of their width, before any rotation, so that logits stay bounded
+    by the gains (Henry et al. 2020, "Query-Key Normalization for Transformers"; in this form Dehghani et al. 2023, Qwen3).
+
+    The new modules are `q_norm` and `k_norm` of each attention layer: call it before the optimizer is made, and again before a
+    state that has them is loaded. It changes what the model computes: use it from the start of a run.
+
+    Returns: the model itself.
+
+    Raises:
+        UnsupportedError: where a layer's queries and keys come out of one fused projection, or are normalized already.
+    """
+    for part in parts(model):
+        linears = separate(part.module)
+        if linears is None:
+            kind = type(part.module).__name__
+            raise UnsupportedError(f"qk_norm_: expected separate projections of queries and keys, got {part.path} ({kind})")
+        if part.normalized:
+            raise UnsupportedError(f"qk_norm_: expected queries and keys without a norm, got one in {part.path}")
+        for linear, names in zip(linears, NORMS, strict=False):
+            norm = _HeadNorm(part.query.shape[1]).to(linear.weight)
+            setattr(part.module, names[0], norm)
+            linear.register_forward_hook(_Through(norm))
+    return model
+
+
+class _Through:
+    """A forward hook that passes the output through a module, which is registered elsewhere."""
+
+    def __init__(self, norm: nn.Module):
+        self._norm = norm
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return self._norm(output)

@@ -1,0 +1,52 @@
+"""Some of a call's query positions, drawn at random: their statistics are exact, and means over them unbiased."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .call import Call
+from .slices import at_rows
+
+ROWS = 64
+"""Positions per call where nobody says otherwise: a mean over 64 of 2,048 is known to an eighth of its standard deviation."""
+
+
+class Sampler:
+    """Draws `rows` positions per call, without replacement, among those that are real in some batch entry."""
+
+    def __init__(self, rows: int, seed: int):
+        self.rows = rows
+        self._random = torch.Generator().manual_seed(seed)
+
+    def sample(self, call: Call) -> tuple[Call, int]:
+        """The call at the positions drawn, in ascending order, and among how many they were drawn; all of them where the
+        call has no more. What the sample leaves out is the value (one column is left) and dropout."""
+        real = torch.arange(call.query.shape[-2]) if call.rows is None else call.rows.any(0).cpu().nonzero().flatten()
+        drawn = real
+        if len(real) > self.rows:
+            drawn = real[torch.randperm(len(real), generator=self._random)[: self.rows]].sort().values
+        query, arguments = at_rows(call, drawn)
+        some = None if call.rows is None else call.rows[:, drawn.to(call.rows.device)]
+        part: dict[str, Any] = arguments | {"dropout_p": 0.0}
+        return replace(call, query=query, value=call.value[..., :1], arguments=part, rows=some), len(real)
+
+
+def spread_of_sum(values: Tensor, counted: Tensor, among: int) -> Tensor:
+    """(T, H) variance of the sum over positions drawn from more, `among`, of what differs from their mean.
+
+    values: (T, B, H, R) statistics; counted: (B, H, R). All batch entries share the positions, and entries at one position may
+    be alike: positions are what was drawn (cluster sampling; Cochran 1977, "Sampling Techniques", 2.4 and 9.3).
+    """
+    drawn = values.shape[-1]
+    if drawn < 2:  # one position says nothing about how others differ
+        return values.new_full((values.shape[0], values.shape[2]), torch.inf, dtype=torch.float64)
+    values = torch.where(counted, values.double(), 0.0)
+    totals, counts = values.sum(1), counted.sum(0)  # (T, H, R), (H, R)
+    mean = totals.sum(-1, keepdim=True) / counts.sum(-1, keepdim=True).clamp(min=1)
+    # A ratio of totals where entries are padded differently: linearized, each position's share of the deviation.
+    deviation = totals - mean * counts
+    return deviation.square().sum(-1) * drawn / (drawn - 1) * (1 - drawn / among)
