@@ -3,8 +3,8 @@
     python benchmarks/runaway.py run --folder DIR [--only NAME …]    # each run is kept; what is there is not made again
     python benchmarks/runaway.py report --folder DIR [--json FILE]
 
-The text is that of Python's own help (`pydoc_data.topics`), in bytes; the model a decoder with 4 heads a layer; all runs of a seed
-see the same batches. A run is a name: plain, or a remedy; its seed; its rate; its size.
+The text is that of Python's own help (`pydoc_data.topics`), in bytes; the model a decoder with 4 heads a layer; all runs of a
+seed see the same batches. A run is plain, or has a remedy; it has a seed, a rate and a size.
 """
 
 from __future__ import annotations

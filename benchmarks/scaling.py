@@ -3,10 +3,10 @@
     python benchmarks/scaling.py run --out FILE [--seed …]     # a line per run; what is in FILE is not made again
     python benchmarks/scaling.py report --out FILE
 
-A decoder of two layers, 64 wide with 2 heads, learns the text of Python's help byte by byte (`pydoc_data.topics`); only the width of
-queries and keys differs. Their projections begin with variance 1/64, so that queries and keys have components of variance 1, as
-the argument for the scale assumes (Vaswani et al. 2017, footnote 4). The gradient at the input of the softmax is that of a bias of
-zeros that is added to the scores.
+A decoder of two layers, 64 wide with 2 heads, learns the text of Python's help byte by byte (`pydoc_data.topics`); only the
+width of queries and keys differs. Their projections begin with variance 1/64, so that queries and keys have components of
+variance 1, as the argument for the scale assumes (Vaswani et al. 2017, footnote 4). The gradient at the input of the softmax is
+that of a bias of zeros that is added to the scores.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GRADIENT_RATE = 2.0**-9
 
 
 class Attention(nn.Module):
-    """Causal, with queries and keys d_k wide and values as wide as ever; its scores get a bias of zeros to read a gradient from."""
+    """Causal, queries and keys d_k wide and values as wide as ever; the scores get a bias of zeros to read a gradient from."""
 
     def __init__(self, d_k: int, scale: float):
         super().__init__()
@@ -88,7 +88,8 @@ def train(d_k: int, scale: str, rate: float, seed: int, probing: bool) -> dict[s
             norms.append(math.sqrt(sum(float(x.probe.grad.square().sum()) for x in model.attention)))
         optimizer.step()
         losses.append(loss.item())
-    return {"loss": float(np.mean(losses[-20:])), "first": norms[:1], "norm": float(np.exp(np.mean(np.log(norms)))) if norms else None}
+    norm = float(np.exp(np.mean(np.log(norms)))) if norms else None
+    return {"loss": float(np.mean(losses[-20:])), "first": norms[:1], "norm": norm}
 
 
 def wanted(seeds: list[int]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import softlookup as sl
+from softlookup.running import follower
 
 from .architectures import BY_NAME, batch, output
 from .test_watch_huggingface import assert_same_statistics
@@ -243,3 +244,14 @@ def test_bad_arguments(arguments, message):
     model = Model()
     with pytest.raises(sl.SoftlookupError, match=message), sl.watch(model, **arguments):
         pass
+
+
+def test_watches_left_in_any_order_leave_nothing_behind(rng):
+    model, x = Model(is_causal=True), torch.randn(2, 7, 16, generator=rng)
+    with sl.watch(model) as outer, sl.watch(model) as inner:
+        model(x)
+    assert follower.get() is None
+    assert outer.layers["blocks.0"].count == inner.layers["blocks.0"].count == 14
+    with pytest.raises(RuntimeError), sl.watch(model), sl.watch(model):
+        model(x[..., :5])
+    assert follower.get() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,23 +17,30 @@ from ..summary import Stats, chosen
 from .recording import Sighting, Watcher, attend_seen, followed, unseen
 from .sight import real_queries
 
+_following: ContextVar[int] = ContextVar("softlookup_following", default=0)
+
 
 @contextmanager
 def following() -> Iterator[None]:
-    """Within, calls of `attend` by watched models are seen."""
-    token = follower.set(_attend)
+    """Within, calls of `attend` by watched models are seen; until the last has left, in whatever order they leave."""
+    _following.set(_following.get() + 1)
+    follower.set(_attend)
     try:
         yield
     finally:
-        follower.reset(token)
+        _following.set(_following.get() - 1)
+        if not _following.get():
+            follower.set(None)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, stats: StatsLike | None, arguments: dict[str, Any]) -> Any:
     """`attend`, seen, with the statistics that the model itself asks for."""
-    names, lead = chosen(stats), 4 - query.ndim
-    if not followed() or not 0 <= lead <= 2 or "received" in names or any(x.ndim != query.ndim for x in (key, value)):
+    names = chosen(stats)
+    dimensions = {x.ndim if isinstance(x, Tensor) else 0 for x in (query, key, value)}
+    if not followed() or "received" in names or dimensions not in ({2}, {3}, {4}):
         with unseen():
             return attend(query, key, value, **arguments, stats=stats)
+    lead = 4 - query.ndim
     q, k, v = (x[(None,) * lead] for x in (query, key, value))
     output, found = attend_seen(q, k, v, arguments, lambda w: _sight(w, q, k, arguments["mask"]), names=names)
     output = output[(0,) * lead]
