@@ -57,10 +57,12 @@ def test_inspect_writes_a_report_and_prints_a_summary(run: Run, tiny: Path, tmp_
 
 
 def test_geometry(run: Run, tiny: Path, tmp_path: Path) -> None:  # noqa: F811
-    code, out, errors = run("geometry", tiny, "--json", "a.json", "--distance", 3)
+    code, out, errors = run("geometry", tiny, "--html", "a.html", "--json", "a.json", "--distance", 3)
     assert code == 0 and errors == [] and "2 layers, 8 heads of width 8, rotary positions as at distance 3" in out
-    assert max(map(len, out.splitlines())) <= 80 and out.splitlines()[-1] == "Numbers: a.json"
-    assert json.loads((tmp_path / "a.json").read_text())["distance"] == 3
+    assert max(map(len, out.splitlines())) <= 80 and out.splitlines()[-1] == "Report: a.html   Numbers: a.json"
+    assert "strongest compositions between layers" in out and "geometry report" in (tmp_path / "a.html").read_text()
+    numbers = json.loads((tmp_path / "a.json").read_text())
+    assert numbers["distance"] == 3 and len(numbers["layers"][1]["strongest_pairs"]) == 4
     for wrong, what in (("-1", "got -1"), ("nan", "got nan")):
         code, out, errors = run("geometry", tiny, "--distance", wrong)
         assert code == 2 and out == "" and len(errors) == 1 and what in errors[0]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 
 from .errors import SoftlookupError
-from .inspection.statistics import STATISTICS, statistic
+from .inspection.statistics import MEASURES, STATISTICS, statistic
 
 if TYPE_CHECKING:
     from .inspection import Inspection
@@ -65,7 +65,7 @@ def inspect(
         str | None, typer.Option(metavar="3.1,5.4", help="Heads (layer.head) that get a token view.")
     ] = None,
     stat: Annotated[
-        str, typer.Option(metavar="NAME", help=f"Statistic of the map: {', '.join(STATISTICS)}.")
+        str, typer.Option(metavar="NAME", help=f"On the map: {', '.join(STATISTICS)}; of weights: {', '.join(MEASURES)}.")
     ] = "entropy_ratio",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
@@ -76,7 +76,7 @@ def inspect(
         os.environ["HF_HUB_OFFLINE"] = "1"
     from .inspection.writing import check_target
 
-    statistic(stat, list(STATISTICS), "--stat")
+    statistic(stat, [*STATISTICS, *MEASURES], "--stat")
     wanted = None if heads is None else parse_heads(heads)
     report = check_target(html or f"{_file_stem(model)}-report.html", "--html")
     numbers = None if json is None else check_target(json, "--json")
@@ -104,6 +104,7 @@ def geometry(
     model: Annotated[
         str, typer.Argument(help="A folder or .gguf file, smollm2, minilm, or a hub id in the local cache.")
     ],
+    html: Annotated[str | None, typer.Option(metavar="PATH", help="Also write a report.")] = None,
     json: Annotated[str | None, typer.Option(metavar="PATH", help="Also write all numbers as JSON.")] = None,
     distance: Annotated[
         float, typer.Option(metavar="N", help="For rotary positions: how far a key lies before its query.")
@@ -115,6 +116,7 @@ def geometry(
         os.environ["HF_HUB_OFFLINE"] = "1"
     from .inspection.writing import check_target
 
+    report = None if html is None else check_target(html, "--html")
     numbers = None if json is None else check_target(json, "--json")
     if not 0 <= distance < float("inf"):
         raise SoftlookupError(f"--distance: expected a finite number of at least 0, got {distance}")
@@ -127,8 +129,8 @@ def geometry(
 
         say("loading", None)
         loaded = load(model, download=download)
-        found = ModelGeometry.of(loaded.model, loaded.name, distance, say)
-    written, failed = _save({"Numbers": (numbers, found.save_json)})
+        found = ModelGeometry.of(loaded.model, loaded.name, distance, say, loaded.tokenizer)
+    written, failed = _save({"Report": (report, found.save_html), "Numbers": (numbers, found.save_json)})
     Console(highlight=False).print(screen(found))
     for note in loaded.notes:
         errors.print(f"Note: {note}", markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from softlookup.inspection import weight_judges
 from softlookup.inspection.findings import KINDS, THRESHOLDS, find, grouped, named_heads
 from softlookup.inspection.heads import Head
 
@@ -159,6 +160,9 @@ def test_the_docs_quote_the_thresholds() -> None:
     assert quoted["local"] == [THRESHOLDS["local"], 1 / THRESHOLDS["local_share"]]
     for name in ("saturated", "collapsed", "near-uniform", "sink"):
         assert quoted[name] == [THRESHOLDS[name.replace("-", "_")]]
+    for name in ("symmetric", "copying", "duplicate"):
+        assert quoted[name] == [weight_judges.THRESHOLDS[name]]
+    assert quoted["rank-starved"] == [1, 1 / weight_judges.THRESHOLDS["rank_starved"]]
 
 
 def test_theory_behind_the_thresholds() -> None:

@@ -1,30 +1,39 @@
 """The geometry of heads, read from their weights: subspaces, symmetry, rank, copying, composition, redundancy.
 
-No product of model size d x d is ever formed: everything is computed on factors of the heads' width, in float64.
+No product of model size d x d is ever formed: everything is computed on factors of the heads' width, in float64. Names load on
+first use: what the measures are called is known without torch.
 """
 
-from .measures import MEANINGS as MEANINGS
-from .measures import Measure as Measure
-from .measures import measure as measure
-from .measures import principal_cosines as principal_cosines
-from .measures import singular_pairs as singular_pairs
-from .relations import composition as composition
-from .relations import compositions as compositions
-from .relations import diversity as diversity
-from .relations import likeness as likeness
-from .weights import LayerWeights as LayerWeights
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    *(
-        "LayerWeights",
-        "MEANINGS",
-        "Measure",
-        "composition",
-        "compositions",
-        "diversity",
-        "likeness",
-        "measure",
-        "principal_cosines",
-    ),
-    "singular_pairs",
-]
+if TYPE_CHECKING:
+    from .meanings import MEANINGS as MEANINGS
+    from .measures import Measure as Measure
+    from .measures import measure as measure
+    from .measures import principal_cosines as principal_cosines
+    from .measures import singular_pairs as singular_pairs
+    from .relations import composition as composition
+    from .relations import compositions as compositions
+    from .relations import diversity as diversity
+    from .relations import likeness as likeness
+    from .weights import LayerWeights as LayerWeights
+    from .weights import spread_of as spread_of
+
+_FROM = {
+    "meanings": "MEANINGS",
+    "measures": "Measure measure principal_cosines singular_pairs",
+    "relations": "composition compositions diversity likeness",
+    "weights": "LayerWeights spread_of",
+}
+_HOME = {name: module for module, names in _FROM.items() for name in names.split()}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .subspace import Factored, cosines, entropy_rank, factored, overlap, participation, weighted_overlap
-from .weights import LayerWeights
+from .weights import LayerWeights, spread_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,72 +21,25 @@ class Measure:
     chance: Tensor
 
 
-@dataclass(frozen=True)
-class Meaning:
-    """How a measure is shown: its title, and one sentence."""
-
-    title: str
-    sentence: str
-
-
-MEANINGS = {
-    "overlap": Meaning(
-        "query-key overlap",
-        "Share of the directions that queries read which keys read too: 1, the same subspace; else d_k / d.",
-    ),
-    "weighted_overlap": Meaning(
-        "weighted overlap",
-        "The same, each direction counted by how strongly both projections read it: high for heads that match like with like.",
-    ),
-    "symmetric_share": Meaning(
-        "symmetric share",
-        "Share of W_Q W_K^T that scores a pair alike in both orders: 1 attends to what is similar, 0 to what is complementary.",
-    ),
-    "rank": Meaning(
-        "effective rank",
-        "How many independent questions the head asks: participation ratio of the singular values of W_Q W_K^T.",
-    ),
-    "entropy_rank": Meaning("entropy rank", "The same by entropy, which counts weak directions more."),
-    "query_value_overlap": Meaning(
-        "query-value overlap",
-        "Share of the value's directions that queries read as well: low where relevance is apart from content.",
-    ),
-    "key_value_overlap": Meaning(
-        "key-value overlap",
-        "Share of the value's directions that keys read as well: high where what is matched is what is copied.",
-    ),
-    "query_read": Meaning(
-        "queries read", "Share of the inputs' variance that queries read, the strongest direction counted whole."
-    ),
-    "key_read": Meaning("keys read", "Share of the inputs' variance that keys read, the strongest direction counted whole."),
-    "value_read": Meaning(
-        "values read", "Share of the inputs' variance that values read, the strongest direction counted whole."
-    ),
-    "write": Meaning("output writes", "Share of model space that the head writes to, the strongest direction counted whole."),
-    "copying": Meaning(
-        "copying",
-        "Sum of the eigenvalues of W_V W_O over the sum of their sizes: 1 returns what it reads, -1 its opposite.",
-    ),
-    "output_rank": Meaning(
-        "output rank", "In how many independent directions the head moves the stream: participation ratio of W_V W_O."
-    ),
-}
-
-
 DRAWS = 64
 """Heads of normal weights whose mean is the chance level where that has no formula."""
+DRAWS_OF_INPUTS = 16
+"""The same where inputs are given: those of each layer are others, so that nothing can be kept."""
 
 
-def measure(layer: LayerWeights, inputs: Tensor | None = None) -> dict[str, Measure]:
+def measure(layer: LayerWeights, inputs: Tensor | None = None, spread: Tensor | None = None) -> dict[str, Measure]:
     """Every measure of every head.
 
     Args:
         layer: the projections. inputs: (n, d) what the layer really reads; everything that reads is then weighted by its
             covariance (`LayerWeights.seen_by`), and its chance level is that of normal weights which read the same inputs.
+            spread: the same as `spread_of(inputs)`, for who has not kept them.
     """
-    found = _measures(layer, inputs)
     if inputs is not None:
-        random = _measures(_random(layer), inputs)
+        spread = spread_of(inputs)
+    found = _measures(layer, spread)
+    if spread is not None:
+        random = _measures(_random(layer), spread)
         for name in set(found) - _OF_OUTPUTS:
             found[name] = Measure(found[name].value, random[name].value.mean())
     return {name: Measure(each.value, each.chance.expand_as(each.value).to(each.value)) for name, each in found.items()}
@@ -99,18 +52,18 @@ def _random(like: LayerWeights) -> LayerWeights:
     make = torch.Generator().manual_seed(0)
 
     def normal(shape: torch.Size) -> Tensor:
-        return torch.randn(DRAWS, *shape[1:], dtype=torch.float64, generator=make)
+        return torch.randn(DRAWS_OF_INPUTS, *shape[1:], dtype=torch.float64, generator=make)
 
     return LayerWeights(*(normal(x.shape) for x in (like.query, like.key, like.value, like.output)))
 
 
-def _measures(layer: LayerWeights, inputs: Tensor | None) -> dict[str, Measure]:
+def _measures(layer: LayerWeights, spread: Tensor | None) -> dict[str, Measure]:
     own_q, own_k, own_v, o = (factored(x) for x in (layer.query, layer.key, layer.value, layer.output.mT))
     q, k, v, variance = own_q, own_k, own_v, float(layer.query.shape[1])
-    if inputs is not None:
-        seen = layer.seen_by(inputs)
+    if spread is not None:
+        seen = layer.seen_by(spread)
         q, k, v = (factored(x) for x in (seen.query, seen.key, seen.value))
-        variance = float(inputs.to(layer.query).var(0, correction=0).sum())
+        variance = float(spread.to(layer.query).square().sum())
     reads = [_read(*each, variance) for each in ((own_q, q), (own_k, k), (own_v, v))]
     k, v, own_v = (_of_heads(layer, each) for each in (k, v, own_v))
     (d, width), (values, out) = layer.query.shape[1:], layer.output.shape[1:]

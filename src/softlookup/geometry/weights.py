@@ -81,9 +81,16 @@ class LayerWeights:
         a, b, rest = self.query[..., :half], self.query[..., half : 2 * half], self.query[..., 2 * half :]
         return replace(self, query=torch.cat([a * cos - b * sin, a * sin + b * cos, rest], -1))
 
-    def seen_by(self, inputs: Tensor) -> LayerWeights:
-        """What reads is weighted by the covariance C of real inputs (n, d), centred: C^1/2 W has the same products as
-        inputs W / sqrt(n), so directions that never occur do not count, and C is never formed. The output is left as it is."""
-        x = inputs.to(self.query)
-        x = (x - x.mean(0)) / len(x) ** 0.5
+    def seen_by(self, spread: Tensor) -> LayerWeights:
+        """What reads is weighted by the covariance of real inputs (`spread_of`), so that directions that never occur do not
+        count. The output is left as it is."""
+        x = spread.to(self.query)
         return replace(self, query=x @ self.query, key=x @ self.key, value=x @ self.value)
+
+
+def spread_of(inputs: Tensor) -> Tensor:
+    """R (at most d rows, d) in float64 with R^T R the covariance C of inputs (n, d): R W has the products and the norms of
+    C^1/2 W, and neither C nor its root is formed."""
+    x = inputs.detach().to(torch.float64).cpu()
+    x = (x - x.mean(0)) / len(x) ** 0.5
+    return torch.linalg.qr(x).R if len(x) > x.shape[1] else x

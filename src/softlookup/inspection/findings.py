@@ -1,8 +1,8 @@
 """What is worth saying about a head, and the theory that each sentence rests on.
 
-One pure function per kind: a head's numbers in, a ``Finding`` or None out. All thresholds stand in ``THRESHOLDS``,
-each with the reason for its value; ``docs/findings.md`` quotes them. Ratios are judged on queries that see at least
-``heads.FEW`` keys.
+One pure function per kind: a head's numbers in, a ``Finding`` or None out. All thresholds stand in ``THRESHOLDS``
+(those of weights in ``weight_judges``), each with the reason for its value; ``docs/findings.md`` quotes them. Ratios are
+judged on queries that see at least ``heads.FEW`` keys.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from . import weight_judges
 from .heads import FEW, Head
 
 THRESHOLDS: dict[str, float] = {
@@ -98,6 +99,11 @@ class Kind:
     judge: Callable[[Head], tuple[float, float] | None]
     if_causal: tuple[str, str] | None = None
 
+    @property
+    def of_weights(self) -> bool:
+        """Whether it is read from weights, without a text."""
+        return self.judge.__module__ == weight_judges.__name__
+
     def words(self, causal: bool) -> tuple[str, str]:
         """Meaning and advice for one head, or for several (``causal`` if all of them are)."""
         return self.if_causal if causal and self.if_causal else (self.meaning, self.advice)
@@ -154,7 +160,7 @@ def saturated(head: Head) -> tuple[float, float] | None:
 
 def logit_blow_up(head: Head) -> tuple[float, float] | None:
     """The largest logit over all queries, short rows included: one is enough for its rounding to show."""
-    value = head.means["max_logit"]
+    value = head.means.get("max_logit", 0.0)
     severe = THRESHOLDS["logit_blow_up_severe"]
     if value > severe:
         return value, severe
@@ -279,6 +285,30 @@ KINDS: dict[str, Kind] = {
             near_uniform,
         ),
         Kind(
+            "rank_starved",
+            "rank-starved",
+            "rank-starved head",
+            "rank-starved heads",
+            "effective rank of W_Q W_K^T",
+            False,
+            "warning",
+            "A few directions decide all scores: the rest of the head's width is paid for and hardly used.",
+            "In training, see whether it still falls; in a finished model its queries and keys may be made narrower.",
+            weight_judges.rank_starved,
+        ),
+        Kind(
+            "duplicate",
+            "duplicate",
+            "head that repeats another",
+            "heads that repeat another",
+            "cosine of W_Q W_K^T with a head of the same layer",
+            True,
+            "warning",
+            "Two heads of a layer ask the same question.",
+            "One of them may be pruned or merged.",
+            weight_judges.duplicate,
+        ),
+        Kind(
             "previous_token",
             "previous token",
             "previous-token head",
@@ -324,6 +354,34 @@ KINDS: dict[str, Kind] = {
             (
                 "With nothing to look up it parks its weight on the first token.",
                 "Never evict the first tokens from the cache, and expect a few huge activations to quantize around.",
+            ),
+        ),
+        Kind(
+            "symmetric",
+            "symmetric",
+            "symmetric head",
+            "symmetric heads",
+            "symmetric share of W_Q W_K^T",
+            True,
+            "pattern",
+            "It matches like with like: a pair scores the same in both orders, before positions and masks have their say.",
+            "It groups what is similar; heads that ask for something else than they are have about half.",
+            weight_judges.symmetric,
+        ),
+        Kind(
+            "copying",
+            "copying",
+            "copying head",
+            "copying heads",
+            "copying of W_V W_O",
+            True,
+            "pattern",
+            "What it reads it writes again in the same direction.",
+            "Keep it when pruning: it passes on what it finds.",
+            weight_judges.copying,
+            (
+                "What it reads it writes again in the same direction.",
+                "Behind a head that finds earlier copies of a token, this is induction: keep it when pruning.",
             ),
         ),
     )

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .layer_geometry import LayerGeometry
 
 POINTS = 512
 """Points of an entropy curve: more than a screen has pixels to tell apart."""
@@ -39,7 +42,7 @@ class LayerRows(Protocol):
 @dataclass(frozen=True)
 class Head:
     """One head as the findings see it. ``wide`` holds means over queries that see at least ``FEW`` keys (None if
-    there is none); ``causal`` is its layer's."""
+    there is none); ``causal`` is its layer's; ``weights`` is what its weights say (None where they were not read)."""
 
     layer: int
     head: int
@@ -47,6 +50,7 @@ class Head:
     means: dict[str, float]
     wide: dict[str, float] | None
     causal: bool = False
+    weights: dict[str, float] | None = None
 
     @property
     def label(self) -> str:
@@ -64,6 +68,7 @@ class Layer:
     bound:     (P,) mean log(visible) of the same queries: no distribution over that many keys has a higher entropy
     length:    number of queries L
     causal:    whether no query saw what comes after it, as far as the numbers of visible keys tell (see ``_causal``)
+    geometry:  what its weights say, weighted by what the layer read; None where they were not read
     """
 
     index: int
@@ -76,6 +81,7 @@ class Layer:
     bound: Tensor
     length: int
     causal: bool
+    geometry: LayerGeometry | None = None
 
     @property
     def heads(self) -> int:
@@ -85,7 +91,14 @@ class Layer:
         """The numbers of head ``number`` as plain floats."""
         means = {stat: float(values[number]) for stat, values in self.means.items()}
         wide = None if self.wide is None else {stat: float(values[number]) for stat, values in self.wide.items()}
-        return Head(self.index, number, self.path, means, wide, self.causal)
+        weights = None if self.geometry is None else self.geometry.head(number)
+        return Head(self.index, number, self.path, means, wide, self.causal, weights)
+
+    def values(self, name: str) -> Tensor | None:
+        """(H,) of a statistic, or of a measure of the weights."""
+        if name in self.means or self.geometry is None:
+            return self.means.get(name)
+        return self.geometry.values(name)
 
 
 def summarize(index: int, seen: LayerRows, stats: tuple[str, ...], positions: Tensor) -> Layer:

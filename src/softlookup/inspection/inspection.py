@@ -64,6 +64,11 @@ class Inspection:
         return list(dict.fromkeys(stat for layer in self.layers for stat in layer.means))
 
     @property
+    def measures(self) -> list[str]:
+        """Names of the measures of the weights, in their own order; none where no layer's weights were read."""
+        return list(dict.fromkeys(name for layer in self.layers if layer.geometry for name in layer.geometry.measures))
+
+    @property
     def queries(self) -> int:
         """Query positions of the longest layer."""
         return max((layer.length for layer in self.layers), default=0)
@@ -80,7 +85,8 @@ class Inspection:
         return [layer.head(number) for layer in self.layers for number in range(layer.heads)]
 
     def table(self, stat: str = "entropy_ratio") -> HeadMap:
-        """The layer × head map of one statistic: prints itself, in plain text and in colour."""
+        """The layer × head map of one statistic, or of one measure of the weights: prints itself, in plain text and in
+        colour."""
         from .terminal import HeadMap
 
         return HeadMap(self, stat)
@@ -145,6 +151,7 @@ class Inspection:
             {"layer": head.layer, "head": head.head, "path": head.path}
             | head.means
             | {name: None if head.wide is None else head.wide.get(stat) for name, stat in JUDGED.items()}
+            | {f"weights_{name}": None if head.weights is None else head.weights[name] for name in self.measures}
             | {"findings": kinds.get((head.layer, head.head), [])}
             for head in self.heads()
         ]

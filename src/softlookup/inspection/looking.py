@@ -19,6 +19,7 @@ from .forward import bind, quietly, synchronize
 from .heads import FEW, Layer, summarize
 from .histogram import Histogram
 from .inspection import Inspection, Text
+from .layer_geometry import Weights
 from .provenance import provenance_of
 from .token_view import TokenView
 
@@ -97,9 +98,14 @@ def look(
             for index, layer in enumerate(seen.layers.values())
         ]
         del seen  # the rows of every statistic; the next pass needs the memory
+        say("reading weights", None)
+        weights = Weights(model, layers)
+        layers = weights.read(layers)
         findings = find(layer.head(number) for layer in layers for number in range(layer.heads))
         wanted = _existing(heads, layers) if heads is not None else named_heads(findings, VIEWS)
-        histograms, views, closer = _closer(model, forward, timed, layers, wanted, seed, say)
+        with weights.inputs(layers) as read:
+            histograms, views, closer = _closer(model, forward, timed, layers, wanted, seed, say)
+        layers = weights.weighted(layers, read, say)
 
     return Inspection(
         model=name or _name_of(model),
@@ -112,7 +118,7 @@ def look(
         tokens=_words(tokens, inputs),
         text=text or Text("input given from Python"),
         provenance=provenance_of(model),
-        notes=_notes(layers),
+        notes=_notes(layers) + weights.notes,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import SoftlookupError
+from ..geometry.meanings import MEANINGS
 
 Scale = Literal["linear", "log"]
 
@@ -45,9 +46,17 @@ STATISTICS: dict[str, Statistic] = {
 }  # fmt: skip
 
 
+_DOMAINS = {"copying": (-1.0, 1.0), "rank": None, "entropy_rank": None, "output_rank": None}
+
+MEASURES: dict[str, Statistic] = {
+    name: Statistic(name, meaning.title, meaning.sentence, _DOMAINS.get(name, (0.0, 1.0))) for name, meaning in MEANINGS.items()
+}
+"""Of the weights."""
+
+
 def statistic(name: str, available: list[str], option: str = "stat") -> Statistic:
     """The entry for ``name``, which must be among ``available``; a statistic without an entry of its own is drawn
     plainly. ``option``: what an error calls the name."""
     if name not in available:
         raise SoftlookupError(f"{option}: expected one of {', '.join(available)}, got {name!r}")
-    return STATISTICS.get(name) or Statistic(name, name.replace("_", " "), "")
+    return STATISTICS.get(name) or MEASURES.get(name) or Statistic(name, name.replace("_", " "), "")

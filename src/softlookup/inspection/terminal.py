@@ -37,7 +37,7 @@ class HeadMap:
     stat: str = "entropy_ratio"
 
     def __post_init__(self) -> None:
-        statistic(self.stat, self.inspection.stats)
+        statistic(self.stat, self.inspection.stats + self.inspection.measures)
 
     def __rich_console__(self, console: Console, options: object) -> Iterator[RenderableType]:
         yield from _map(self.inspection, self.stat, console)
@@ -60,7 +60,7 @@ def summary(inspection: Inspection, stat: str = "entropy_ratio") -> RenderableTy
     if not groups:
         parts.append(Text("No head passes a threshold."))
     for group in groups:
-        parts += [*_finding(group), Text()]
+        parts += [*finding(group), Text()]
     if groups:
         parts += [Flow(words((f"{JUDGED_ON} The map takes every query.", "dim"))), Text()]
     parts += [Flow(words(f"Note: {note}")) for note in inspection.notes]
@@ -80,7 +80,7 @@ def _plain(renderable: RenderableType) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def _finding(group: Kindred) -> Iterator[RenderableType]:
+def finding(group: Kindred) -> Iterator[RenderableType]:
     """A title with the threshold, the heads with their values, and what it means."""
     bullet = Text("! ", "bold yellow") if group.kind.tone == "warning" else Text("• ", "bold cyan")
     yield Flow(words((group.title, "bold"), (f"  {group.criterion}", "dim")), bullet)
@@ -99,8 +99,8 @@ def heads_listed(heads: Sequence[tuple[str, float]]) -> Flow:
 
 
 def _map(inspection: Inspection, name: str, console: Console) -> Iterator[RenderableType]:
-    stat = statistic(name, inspection.stats)
-    rows = [_values(layer.means.get(name), layer.heads) for layer in inspection.layers]
+    stat = statistic(name, inspection.stats + inspection.measures)
+    rows = [_values(layer.values(name), layer.heads) for layer in inspection.layers]
     low, high = _range(stat, [value for row in rows for value in row if math.isfinite(value)])
     yield Flow(words((f"{stat.label}, layer by head", "bold"), (f"  {stat.help}", "dim")))
     colour = console.color_system is not None

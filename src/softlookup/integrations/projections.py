@@ -40,11 +40,13 @@ class Parts:
     """One attention layer's projections as views of its parameters: what is written into them, the model reads.
 
     query (H, k, d), key (G, k, d), value (G, v, d), output (d', H v), rows as torch's Linear has them. query_bias (H, k) and
-    key_bias (G, k), None where there is none.
+    key_bias (G, k), None where there is none. reader: the module that projects queries; what it is called with is what they
+    are projected from.
     """
 
     path: str
     module: nn.Module
+    reader: nn.Module
     query: Tensor
     key: Tensor
     value: Tensor
@@ -66,17 +68,18 @@ class Parts:
 
 @dataclass(frozen=True, eq=False)
 class Projections:
-    """One attention layer. frequencies: (F,) of rotary positions, None where there are none."""
+    """One attention layer. frequencies: (F,) of rotary positions, None where there are none; reader: as `Parts` has it."""
 
     path: str
     weights: LayerWeights
     frequencies: Tensor | None
+    reader: nn.Module
 
 
 def projections(model: nn.Module) -> list[Projections]:
     """Every attention layer's projections, in the order of the model's modules. Raises as `parts` does."""
     frequencies = _frequencies(model)
-    return [Projections(part.path, part.weights, frequencies) for part in parts(model)]
+    return [Projections(part.path, part.weights, frequencies, part.reader) for part in parts(model)]
 
 
 def parts(model: nn.Module) -> list[Parts]:
@@ -108,12 +111,12 @@ def _parts(model: nn.Module, path: str, module: nn.Module) -> Parts | None:
     if fused is not None:
         of, width = getattr(module, fused), _width(module, out)
         weights, biases = (_split(x, width, out.shape[1], layout) for x in (_weight(of), getattr(of, "bias", None)))
-        return _by_head(path, module, weights, out, biases, width)
+        return _by_head(path, module, of, weights, out, biases, width)
     linear = separate(module)
     if linear is None:
         return None
     weights, biases = [_weight(x) for x in linear], [x.bias for x in linear]
-    return _by_head(path, module, weights, out, biases, _width(module, weights[0]))
+    return _by_head(path, module, linear[0], weights, out, biases, _width(module, weights[0]))
 
 
 def separate(module: nn.Module) -> list[nn.Linear] | None:
@@ -131,11 +134,17 @@ def _of_torch(path: str, module: nn.MultiheadAttention) -> Parts:
     else:
         weights = [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
     biases: list[Any] = [None] * 3 if module.in_proj_bias is None else list(module.in_proj_bias.chunk(3))
-    return _by_head(path, module, weights, module.out_proj.weight, biases, module.head_dim)
+    return _by_head(path, module, module, weights, module.out_proj.weight, biases, module.head_dim)
 
 
 def _by_head(
-    path: str, module: nn.Module, weights: Sequence[Any], out: Tensor, biases: Sequence[Any], width: int
+    path: str,
+    module: nn.Module,
+    reader: nn.Module,
+    weights: Sequence[Any],
+    out: Tensor,
+    biases: Sequence[Any],
+    width: int,
 ) -> Parts:
     """From weights and biases of queries, keys and values with rows (H k, …), or (H, k, …) already."""
     query, key, value = weights
@@ -146,7 +155,7 @@ def _by_head(
         query, key = query.unflatten(0, (-1, width)), key.unflatten(0, (-1, width))
         value = value.unflatten(0, (len(key), -1))
         biases = [None if x is None else x.unflatten(0, (-1, width)) for x in biases[:2]]
-    return Parts(path, module, query, key, value, out, biases[0], biases[1])
+    return Parts(path, module, reader, query, key, value, out, biases[0], biases[1])
 
 
 def _split(fused: Tensor | None, width: int, queries: int, layout: str) -> list[Any]:

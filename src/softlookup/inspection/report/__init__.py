@@ -11,8 +11,9 @@ import html
 import re
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ...version import __version__
 from ..cost import seconds
 from ..findings import JUDGED_ON, Finding, Group, grouped
 from .data import keys_shown, page_data, script_json
@@ -20,7 +21,7 @@ from .data import keys_shown, page_data, script_json
 if TYPE_CHECKING:
     from ..inspection import Inspection
 
-SCRIPTS = ("data", "colour", "map", "chart", "head", "tokens", "main")
+SCRIPTS = ("data", "colour", "map", "chart", "weights", "head", "tokens", "main")
 ATTENDS = {True: "causal", False: "not causal", None: "causal in part"}
 CHIPS = 9
 """Heads that a finding shows before "and … more"."""
@@ -29,21 +30,50 @@ CHIPS = 9
 def page(inspection: Inspection) -> str:
     """The whole page. Everything that is text of the model or the user is escaped here, or built by the script as
     text nodes."""
-    script = "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
     heads = len(inspection.heads())
+    return filled_page(
+        model=inspection.model,
+        what="attention report",
+        lead=_lead(inspection, heads),
+        facts=facts(_facts(inspection, heads)),
+        findings=cards(
+            grouped(inspection.findings), f"{JUDGED_ON} The maps and the numbers of a head take every query."
+        ),
+        tokens_hidden="" if inspection.views else " hidden",
+        left_out=left_out(inspection),
+        footer=_footer(inspection),
+        data=page_data(inspection),
+    )
+
+
+def filled_page(
+    *,
+    model: str,
+    what: str,
+    lead: str,
+    facts: str,
+    findings: str,
+    tokens_hidden: str,
+    left_out: Sequence[str],
+    footer: str,
+    data: dict[str, Any],
+) -> str:
+    """The page with its parts; lead, facts and findings are HTML already, all others are text."""
+    script = "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
     return _filled(
         _asset("page.html"),
-        version=html.escape(inspection.provenance.softlookup),
-        title=html.escape(f"{inspection.model} · softlookup"),
+        version=html.escape(__version__),
+        title=html.escape(f"{model} · softlookup"),
         style=_asset("style.css"),
-        model=html.escape(inspection.model),
-        lead=_lead(inspection, heads),
-        facts=_facts(inspection, heads),
-        findings=_findings(grouped(inspection.findings)),
-        tokens_hidden="" if inspection.views else " hidden",
-        left_out="".join(f"<li>{html.escape(line)}</li>" for line in left_out(inspection)),
-        footer=html.escape(_footer(inspection)),
-        data=script_json(page_data(inspection)),
+        model=html.escape(model),
+        what=html.escape(what),
+        lead=lead,
+        facts=facts,
+        findings=findings,
+        tokens_hidden=tokens_hidden,
+        left_out="".join(f"<li>{html.escape(line)}</li>" for line in left_out),
+        footer=html.escape(footer),
+        data=script_json(data),
         script='"use strict";(() => {\n' + script + "\n})();",
     )
 
@@ -80,15 +110,23 @@ def _lead(inspection: Inspection, heads: int) -> str:
         f"What <b>{heads:,} attention heads</b> in {len(inspection.layers)} layers did while the model read "
         f"<b>{inspection.queries:,} tokens</b> of {text}."
     )
-    groups = grouped(inspection.findings)
+    return f"{opening} {found_in_words(grouped(inspection.findings))}"
+
+
+def found_in_words(groups: Sequence[Group]) -> str:
+    """HTML: how many heads of each kind."""
     if not groups:
-        return opening + " Nothing stands out."
+        return "Nothing stands out."
     named = [re.sub(r"^\d+", r"<b>\g<0></b>", html.escape(group.title)) for group in groups]
     listing = named[0] if len(named) == 1 else ", ".join(named[:-1]) + " and " + named[-1]
-    return f"{opening} Found: {listing}."
+    return f"Found: {listing}."
 
 
-def _facts(inspection: Inspection, heads: int) -> str:
+Fact = tuple[str, str, str]
+"""Name, value and a note."""
+
+
+def _facts(inspection: Inspection, heads: int) -> list[Fact]:
     cost, made = inspection.cost, inspection.provenance
     text_note = f"sha256 {inspection.text.sha256[:12]}…" if inspection.text.sha256 else ""
     both = f"{seconds(cost.looked.seconds)}; the plain forward took {seconds(cost.plain.seconds)}"
@@ -100,18 +138,22 @@ def _facts(inspection: Inspection, heads: int) -> str:
     ]
     if cost.extra_mb is not None:
         entries.append(("Extra memory", f"{cost.extra_mb:.0f} MB", "peak, beyond the plain forward"))
+    return entries
+
+
+def facts(entries: Sequence[Fact]) -> str:
     return "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}<small>{html.escape(note)}</small></dd></div>"
         for name, value, note in entries
     )
 
 
-def _findings(groups: Sequence[Group]) -> str:
+def cards(groups: Sequence[Group], note: str) -> str:
+    """HTML: a card for each kind of finding, and what is to be said of all."""
     if not groups:
         return '<p class="hint">No head passed a threshold. The maps below show all of them.</p>'
-    cards = "".join(_card(group) for group in groups)
-    note = f"{JUDGED_ON} The maps and the numbers of a head take every query."
-    return f'<div class="findings">{cards}</div><p class="footnote">{html.escape(note)}</p>'
+    each = "".join(_card(group) for group in groups)
+    return f'<div class="findings">{each}</div><p class="footnote">{html.escape(note)}</p>'
 
 
 def _card(group: Group) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +14,10 @@ from ..statistics import STATISTICS, statistic
 from .pack import packed, packed_keys, rounded
 
 if TYPE_CHECKING:
+    from ...geometry import Measure
+    from ..findings import Finding
     from ..inspection import Inspection
+    from ..layer_geometry import LayerGeometry
     from ..token_view import TokenView
 
 CURVE_BUDGET = 2_000_000
@@ -22,6 +26,14 @@ heads has a page too."""
 
 VIEW_BUDGET = 1_200_000
 """(query, key) pairs of all token views together (4 bytes each); beyond it fewer keys per query are shown."""
+
+
+class Valued(Protocol):
+    """A layer with a number per head for each name."""
+
+    @property
+    def heads(self) -> int: ...
+    def values(self, name: str) -> Tensor | None: ...
 
 
 def script_json(value: Any) -> str:
@@ -39,10 +51,9 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
     axes: list[dict[str, Any]] = []
     return {
         "tokens": inspection.tokens,
-        "stats": [_stat(inspection, name) for name in _ordered(inspection.stats)],
-        "values": {
-            name: [_values(layer.means.get(name), layer.heads) for layer in layers] for name in inspection.stats
-        },
+        "stats": [stat_data(layers, name, "text") for name in _ordered(inspection.stats)]
+        + [stat_data(layers, name, "weights") for name in inspection.measures],
+        "values": values_data(layers, inspection.stats + inspection.measures),
         "layers": [
             {
                 "path": layer.path,
@@ -52,30 +63,56 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
                 "axis": _shared(axes, layer.positions[::step], layer.bound[::step]),
                 "entropy": packed(layer.entropy[:, ::step]),
                 "histogram": _histogram(inspection, layer.index),
+                "geometry": None if layer.geometry is None else geometry_data(layer.geometry),
             }
             for layer in layers
         ],
         "axes": axes,
         "rowsPerPoint": step
         * max((-(-layer.length // len(layer.positions)) for layer in layers if layer.length), default=1),
-        "kinds": {
-            kind.name: {
-                "tag": kind.tag,
-                "singular": kind.singular,
-                "quantity": kind.quantity,
-                "above": kind.above,
-                "tone": kind.tone,
-                "words": kind.words(causal=False),
-                "wordsIfCausal": kind.words(causal=True),
-            }
-            for kind in KINDS.values()
-        },
-        "findings": [
-            [found.kind, found.layer, found.head, rounded(found.value), rounded(found.threshold)]
-            for found in inspection.findings
-        ],
+        "kinds": kinds_data(),
+        "findings": findings_data(inspection.findings),
         "views": [_view(view, keys_shown(inspection.views)) for view in inspection.views],
     }
+
+
+def values_data(layers: Sequence[Valued], names: Sequence[str]) -> dict[str, Any]:
+    return {name: [_values(layer.values(name), layer.heads) for layer in layers] for name in names}
+
+
+def kinds_data() -> dict[str, Any]:
+    return {
+        kind.name: {
+            "tag": kind.tag,
+            "singular": kind.singular,
+            "quantity": kind.quantity,
+            "above": kind.above,
+            "tone": kind.tone,
+            "tab": "weights" if kind.of_weights else "text",
+            "words": kind.words(causal=False),
+            "wordsIfCausal": kind.words(causal=True),
+        }
+        for kind in KINDS.values()
+    }
+
+
+def findings_data(findings: Sequence[Finding]) -> list[list[Any]]:
+    return [[x.kind, x.layer, x.head, rounded(x.value), rounded(x.threshold)] for x in findings]
+
+
+def geometry_data(layer: LayerGeometry) -> dict[str, Any]:
+    """Beside the measures themselves, which are values of the map: their chance levels, what they are weighted by what the
+    layer read, and the heads that are most alike."""
+
+    def of(measures: Mapping[str, Measure]) -> dict[str, Any]:
+        return {name: [rounded(x, 3) for x in each.value.tolist()] for name, each in measures.items()}
+
+    def chance(measures: Mapping[str, Measure]) -> dict[str, Any]:
+        return {name: rounded(float(each.chance.mean()), 3) for name, each in measures.items()}
+
+    weighted = None if layer.read is None else {"values": of(layer.read), "chance": chance(layer.read)}
+    alike = [(other, rounded(cosine, 3)) for other, cosine in map(layer.most_alike, range(layer.heads))]
+    return {"chance": chance(layer.measures), "weighted": weighted, "alike": alike}
 
 
 def keys_shown(views: list[TokenView]) -> int:
@@ -90,22 +127,24 @@ def _ordered(names: list[str]) -> list[str]:
     return [name for name in STATISTICS if name in names] + [name for name in names if name not in STATISTICS]
 
 
-def _stat(inspection: Inspection, name: str) -> dict[str, Any]:
-    known = statistic(name, inspection.stats)
+def stat_data(layers: Sequence[Valued], name: str, tab: str) -> dict[str, Any]:
+    """tab: "text" for what heads did with it, "weights" for what they are made to do."""
+    known = statistic(name, [name])
     return {
         "name": name,
+        "tab": tab,
         "label": known.label,
         "help": known.help,
         "domain": known.domain,
         "scale": known.scale,
-        "mapped": _differs(inspection, name),
+        "mapped": _differs(layers, name),
     }
 
 
-def _differs(inspection: Inspection, name: str) -> bool:
+def _differs(layers: Sequence[Valued], name: str) -> bool:
     """False where every head has the same value, as the page rounds it: such a map shows nothing. A model of one head
     keeps all its maps."""
-    values = [value for layer in inspection.layers for value in _values(layer.means.get(name), layer.heads)]
+    values = [value for layer in layers for value in _values(layer.values(name), layer.heads)]
     return len(values) == 1 or len({value for value in values if value is not None}) > 1
 
 

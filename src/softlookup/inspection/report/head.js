@@ -12,16 +12,23 @@ const headPanel = {
       return make("li", { class: what.tone }, make("b", {}, `${what.singular[0].toUpperCase()}${what.singular.slice(1)}. `),
         `${what.quantity} ${number(value)} (${what.above ? ">" : "<"} ${number(threshold)}). ${meaning}`, make("p", {}, advice));
     });
+    const common = [
+      make("div", { class: "head-title" },
+        make("div", {}, make("h3", {}, `Layer ${layer}, head ${head}`), make("p", { class: "path" }, about.path + (about.cross ? " (cross attention)" : ""))),
+        make("div", { class: "steps" }, make("button", { onclick: step(-1), "aria-label": "previous head" }, "←"), make("button", { onclick: step(1), "aria-label": "next head" }, "→"))),
+      said.length ? make("ul", { class: "said" }, ...said) : null];
+    if (state.tab === "weights") fill(this.element, ...common, ...weightsOf(layer, head));
+    else this.inText(common, layer, head);
+  },
+
+  inText(common, layer, head) {
+    const about = data.layers[layer];
     const entropy = make("div", { class: "chart" }), hover = make("small", {}), logits = make("div", { class: "chart" });
     const points = data.rowsPerPoint > 1 ? `Each point is the mean of up to ${data.rowsPerPoint} queries.` : "Each point is a query.";
     const say = (text) => { hover.textContent = text || `Dashed: log(visible), the most it can be. ${points}`; };
     say(null);
     const view = viewIndex(layer, head);
-    fill(this.element,
-      make("div", { class: "head-title" },
-        make("div", {}, make("h3", {}, `Layer ${layer}, head ${head}`), make("p", { class: "path" }, about.path + (about.cross ? " (cross attention)" : ""))),
-        make("div", { class: "steps" }, make("button", { onclick: step(-1), "aria-label": "previous head" }, "←"), make("button", { onclick: step(1), "aria-label": "next head" }, "→"))),
-      said.length ? make("ul", { class: "said" }, ...said) : null,
+    fill(this.element, ...common,
       make("dl", { class: "numbers" }, ...SHOWN.filter((name) => name in data.values).map((name) => this.figure(name, layer, head))),
       make("figure", {}, make("figcaption", {}, "Entropy over the text", hover), entropy),
       about.histogram ? make("figure", {}, make("figcaption", {}, "Logits", make("small", {}, make("i", { class: "sample keys" }), "all visible keys   ", make("i", { class: "sample weight" }), `where the weight goes, ${about.histogram.queries} sampled queries`)), logits) : null,

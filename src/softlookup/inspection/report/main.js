@@ -1,5 +1,8 @@
 // The page's state, and who hears of a change.
-const state = { stat: data.stats.find((stat) => stat.mapped) || data.stats[0], layer: 0, head: 0 };
+const TABS = { text: "Attention", weights: "Geometry" };
+const tabs = Object.keys(TABS).filter((tab) => data.stats.some((stat) => stat.tab === tab));
+const mappedIn = (tab) => data.stats.filter((stat) => stat.tab === tab && (stat.mapped || tab === "weights"));
+const state = { tab: tabs[0], stat: mappedIn(tabs[0])[0] || data.stats[0], layer: 0, head: 0 };
 
 function choose(layer, head, scroll) {
   Object.assign(state, { layer, head });
@@ -12,6 +15,19 @@ function choose(layer, head, scroll) {
   if (scroll && narrow) headPanel.element.scrollIntoView({ block: "start" });
 }
 
+function chooseTab(tab) {
+  state.tab = tab;
+  [...document.getElementById("tabs").children].forEach((button) => {
+    const on = button.dataset.tab === tab;
+    button.setAttribute("aria-selected", String(on));
+    button.tabIndex = on ? 0 : -1;
+  });
+  const stats = document.getElementById("stats");
+  fill(stats, ...mappedIn(tab).map((stat) => make("button", { role: "radio", "data-stat": stat.name, onclick: () => chooseStat(stat) }, stat.label)));
+  chooseStat(state.stat.tab === tab ? state.stat : mappedIn(tab)[0] || data.stats[0]);
+  headPanel.show();
+}
+
 function chooseStat(stat) {
   state.stat = stat;
   [...document.getElementById("stats").children].forEach((button) => {
@@ -20,6 +36,7 @@ function chooseStat(stat) {
     button.tabIndex = on ? 0 : -1;
   });
   map.paint();
+  if (state.tab === "weights") headPanel.show();
 }
 
 // A radio group has one stop for Tab; arrows move inside it.
@@ -53,12 +70,13 @@ function opening() {
 }
 
 function start() {
-  const stats = document.getElementById("stats");
-  data.stats.filter((stat) => stat.mapped).forEach((stat) => stats.append(make("button", { role: "radio", "data-stat": stat.name, onclick: () => chooseStat(stat) }, stat.label)));
-  rove(stats);
+  const choice = document.getElementById("tabs");
+  choice.hidden = tabs.length < 2;
+  tabs.forEach((tab) => choice.append(make("button", { role: "tab", "data-tab": tab, onclick: () => chooseTab(tab) }, TABS[tab])));
+  rove(choice);
+  rove(document.getElementById("stats"));
   map.build();
   reader.build();
-  chooseStat(state.stat);
   if (data.views.length) reader.show(0);
   if (!fromAddress(false)) {
     Object.assign(state, opening());
@@ -67,11 +85,13 @@ function start() {
     const view = viewIndex(state.layer, state.head);
     if (view >= 0) reader.show(view);
   }
+  chooseTab(state.tab);
   document.querySelectorAll("[data-kind]").forEach((button) => button.addEventListener("click", () => {
     const on = button.getAttribute("aria-pressed") !== "true";
     document.querySelectorAll("[data-kind]").forEach((other) => other.setAttribute("aria-pressed", "false"));
     button.setAttribute("aria-pressed", String(on));
     map.filter(on ? button.dataset.kind : null);
+    if (on && tabs.includes(data.kinds[button.dataset.kind].tab)) chooseTab(data.kinds[button.dataset.kind].tab);
     if (on) document.getElementById("heads").scrollIntoView({ block: "start" });
   }));
   document.querySelectorAll("a.chip").forEach((chip) => chip.addEventListener("click", (event) => {
