@@ -156,8 +156,8 @@ class Tiling:
         middle = self.length // 2 // self.rows * self.rows
         lo, hi = self._range(*self._bounds(middle, min(middle + self.rows, self.length)))
         wide = max(64, -(-(hi - lo) // 64) * 64)
-        if wide > 512:
-            # Where a mask cuts through blocks, short ones waste less on what it hides.
+        if wide > 512 and isinstance(self.problem.place.queries, int):
+            # Where a mask cuts through blocks, short ones waste less on what it hides (rows from all over a text it cuts anyway).
             wide = min(wide, max(512 if isinstance(self.problem.mask, Everything) else SHORT, 2**15 // rows))
         wide = min(self.keys, wide)
         entries = max(1, min(self._pairs, self.budget // (rows * wide)))

@@ -1,4 +1,8 @@
-"""Some of a call's query positions, drawn at random: their statistics are exact, and means over them unbiased."""
+"""Some of a call's query positions, drawn at random: their statistics are exact, and means over them unbiased.
+
+The text is cut into as many equal pieces as positions are wanted, and one is drawn from each (stratified sampling), since what
+heads do changes along a text. Pieces may end inside a position: each is drawn with the same probability.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ ROWS = 64
 
 
 class Sampler:
-    """Draws `rows` positions per call, without replacement, among those that are real in some batch entry."""
+    """Draws `rows` positions per call, one from each of as many pieces of those that are real in some batch entry."""
 
     def __init__(self, rows: int, seed: int):
         self.rows = rows
@@ -28,7 +32,8 @@ class Sampler:
         real = torch.arange(call.query.shape[-2]) if call.rows is None else call.rows.any(0).cpu().nonzero().flatten()
         drawn = real
         if len(real) > self.rows:
-            drawn = real[torch.randperm(len(real), generator=self._random)[: self.rows]].sort().values
+            place = (torch.arange(self.rows) + torch.rand(self.rows, generator=self._random)) * (len(real) / self.rows)
+            drawn = real[place.long().clamp(max=len(real) - 1)]
         query, arguments = at_rows(call, drawn)
         some = None if call.rows is None else call.rows[:, drawn.to(call.rows.device)]
         part: dict[str, Any] = arguments | {"dropout_p": 0.0}
@@ -38,8 +43,10 @@ class Sampler:
 def spread_of_sum(values: Tensor, counted: Tensor, among: int) -> Tensor:
     """(T, H) variance of the sum over positions drawn from more, `among`, of what differs from their mean.
 
-    values: (T, B, H, R) statistics; counted: (B, H, R). All batch entries share the positions, and entries at one position may
-    be alike: positions are what was drawn (cluster sampling; Cochran 1977, "Sampling Techniques", 2.4 and 9.3).
+    values: (T, B, H, R) statistics in the order of positions; counted: (B, H, R). All batch entries share the positions, and
+    entries at one position may be alike, so positions are what was drawn. With one from each piece the variance within a piece
+    is not to be seen; half the squared difference of neighbouring pieces is used, which is at least as large on average
+    (Wolter 2007, "Introduction to Variance Estimation", 8.2).
     """
     drawn = values.shape[-1]
     if drawn < 2:  # one position says nothing about how others differ
@@ -48,5 +55,5 @@ def spread_of_sum(values: Tensor, counted: Tensor, among: int) -> Tensor:
     totals, counts = values.sum(1), counted.sum(0)  # (T, H, R), (H, R)
     mean = totals.sum(-1, keepdim=True) / counts.sum(-1, keepdim=True).clamp(min=1)
     # A ratio of totals where entries are padded differently: linearized, each position's share of the deviation.
-    deviation = totals - mean * counts
-    return deviation.square().sum(-1) * drawn / (drawn - 1) * (1 - drawn / among)
+    apart = (totals - mean * counts).diff(dim=-1)
+    return apart.square().sum(-1) * drawn / (2 * (drawn - 1)) * (1 - drawn / among)
