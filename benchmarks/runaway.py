@@ -1,7 +1,8 @@
 """A small language model whose learning rate is too high: when does who warn, and which remedies bring it back?
 
-    python benchmarks/runaway.py run --folder DIR [--only NAME …]    # each run is kept; what is there is not made again
-    python benchmarks/runaway.py report --folder DIR [--json FILE]
+    python benchmarks/runaway.py run --folder DIR            # a file per run; what is there is not made again
+    python benchmarks/runaway.py run --folder DIR --kind plain --rate 0.003 [--size large]
+    python benchmarks/runaway.py report --folder DIR
 
 The text is that of Python's own help (`pydoc_data.topics`), in bytes; the model a decoder with 4 heads a layer; all runs of a
 seed see the same batches. A run is plain, or has a remedy; it has a seed, a rate and a size.
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,7 +30,7 @@ from softlookup.nn import RoPE, TransformerBlock
 from softlookup.remedies import entropy_penalty, qk_clip_, qk_norm_, sigma_reparam_, soft_cap_, ssmax_
 from softlookup.watching import Alarms
 
-LENGTH, BATCH, STEPS = 128, 16, 1000
+LENGTH, BATCH, STEPS, SMOOTH = 128, 16, 1000, 50
 SIZES = {"small": (3, 64), "large": (4, 96), "other": (2, 48)}
 HIGH, HEALTHY, OTHER = 0.03, 0.003, 0.02
 REMEDIES = ("qk_norm", "qk_clip", "entropy_penalty", "sigma_reparam", "soft_cap", "ssmax")
@@ -115,6 +117,76 @@ def train(run: Run, steps: int = STEPS) -> dict[str, Any]:
     return {"alarms": first, **record}
 
 
+def trailing(losses: list[float]) -> np.ndarray:
+    """Mean over the last `SMOOTH` steps, from step SMOOTH - 1 on."""
+    sums = np.cumsum(np.insert(np.array(losses), 0, 0.0))
+    return (sums[SMOOTH:] - sums[:-SMOOTH]) / SMOOTH
+
+
+def leaves(plain: dict[str, Any], healthy: list[dict[str, Any]]) -> tuple[int | None, int | None]:
+    """The step at which the plain run's loss is first above the band of the runs with QK-norm at the same rate (their mean at
+    that step and three standard deviations over seeds, all smoothed), and that from which it stays there."""
+    band = np.stack([trailing(run["loss"]) for run in healthy])
+    above = trailing(plain["loss"]) > band.mean(0) + 3 * band.std(0, ddof=1)
+    if not above[-1]:
+        return None, None
+    inside = np.flatnonzero(~above)
+    return int(np.argmax(above)) + SMOOTH - 1, (int(inside[-1]) + 1 if len(inside) else 0) + SMOOTH - 1
+
+
+def loss_alarm(run: dict[str, Any]) -> int | None:
+    """The first step whose loss is three standard deviations above the mean of the fifty before it: a spike."""
+    losses = np.array(run["loss"])
+    for step in range(SMOOTH, len(losses)):
+        past = losses[step - SMOOTH : step]
+        if losses[step] > past.mean() + 3 * past.std():
+            return step
+    return None
+
+
+def norm_alarm(run: dict[str, Any]) -> int | None:
+    """The first step whose gradient norm is five times the median of the fifty before it."""
+    norms = np.array(run["norm"])
+    for step in range(SMOOTH, len(norms)):
+        if not norms[step] <= 5 * np.median(norms[step - SMOOTH : step]):
+            return step
+    return None
+
+
+def report(folder: Path, seeds: list[int]) -> None:
+    """The warning, the remedies, and the peace of healthy runs."""
+
+    def found(kind: str, seed: int, rate: float, size: str) -> dict[str, Any]:
+        return json.loads((folder / f"{Run(kind, seed, rate, size).name}.json").read_text())
+
+    def last(run: dict[str, Any]) -> float:
+        return float(np.mean(run["loss"][-SMOOTH:]))
+
+    high = {(kind, seed): found(kind, seed, HIGH, "small") for kind in ("plain", *REMEDIES) for seed in seeds}
+    healthy = [high["qk_norm", seed] for seed in seeds]
+    print(f"plain runs at rate {HIGH}: step of the first alarm of each kind, and when the loss leaves the band")
+    for seed in seeds:
+        run = high["plain", seed]
+        kinds = "  ".join(f"{kind} {told[0]}" for kind, told in run["alarms"].items())
+        first, for_good = leaves(run, healthy)
+        plain = f"loss {loss_alarm(run)}; gradient norm {norm_alarm(run)}"
+        print(f"  seed {seed}: {kinds}; leaves the band at {first}, for good at {for_good}; {plain}")
+    print("remedies: share of the gap between the plain run and that with QK-norm that is recovered, in the last fifty steps")
+    for kind in REMEDIES:
+        shares = []
+        for seed in seeds:
+            plain, best = last(high["plain", seed]), last(high["qk_norm", seed])
+            shares.append((plain - last(high[kind, seed])) / (plain - best))
+        print(f"  {kind:16s} " + "  ".join(f"{x:6.1%}" for x in shares))
+    print(f"healthy runs at rate {HEALTHY}: alarms")
+    for size in ("small", "large"):
+        for seed in seeds:
+            run = found("plain", seed, HEALTHY, size)
+            said = ", ".join(f"{kind} {told[0]}" for kind, told in run["alarms"].items()) or "none"
+            also = f"loss {loss_alarm(run)}; gradient norm {norm_alarm(run)}"
+            print(f"  {size} seed {seed}: {said}; {also}; largest logit {run['max_logit'][-1]:.1f}, loss {last(run):.3f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("run", "report"))
@@ -125,6 +197,9 @@ def main() -> None:
     parser.add_argument("--size", default="small")
     parser.add_argument("--steps", type=int, default=STEPS)
     args = parser.parse_args()
+    if args.what == "report":
+        report(args.folder, args.seed)
+        return
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
     for seed in args.seed:

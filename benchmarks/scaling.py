@@ -94,13 +94,9 @@ def train(d_k: int, scale: str, rate: float, seed: int, probing: bool) -> dict[s
 
 def wanted(seeds: list[int]) -> list[dict[str, Any]]:
     """All runs: the gradients at one rate, and the search of the best rate."""
-    runs = []
-    for seed in seeds:
-        for scale in SCALES:
-            for d_k in WIDTHS:
-                runs.append({"d_k": d_k, "scale": scale, "rate": GRADIENT_RATE, "seed": seed, "probing": True})
-                runs += [{"d_k": d_k, "scale": scale, "rate": rate, "seed": seed, "probing": False} for rate in RATES]
-    return runs
+    kinds = [{"d_k": d_k, "scale": scale, "seed": seed} for seed in seeds for scale in SCALES for d_k in WIDTHS]
+    probed = [kind | {"rate": GRADIENT_RATE, "probing": True} for kind in kinds]
+    return probed + [kind | {"rate": rate, "probing": False} for kind in kinds for rate in RATES]
 
 
 def key(run: dict[str, Any]) -> tuple[Any, ...]:

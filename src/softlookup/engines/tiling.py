@@ -157,7 +157,7 @@ class Tiling:
         lo, hi = self._range(*self._bounds(middle, min(middle + self.rows, self.length)))
         wide = max(64, -(-(hi - lo) // 64) * 64)
         if wide > 512 and isinstance(self.problem.place.queries, int):
-            # Where a mask cuts through blocks, short ones waste less on what it hides (rows from all over a text it cuts anyway).
+            # Where a mask cuts through blocks, short ones waste less on what it hides; rows from all over are cut anyway.
             wide = min(wide, max(512 if isinstance(self.problem.mask, Everything) else SHORT, 2**15 // rows))
         wide = min(self.keys, wide)
         entries = max(1, min(self._pairs, self.budget // (rows * wide)))
