@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
@@ -50,17 +50,20 @@ def softlookup(
     """Attention that you can see through."""
 
 
+ModelOption = Annotated[str, typer.Argument(help="A folder or .gguf file, smollm2, minilm, or a hub id in the local cache.")]
+JSONOption = Annotated[str | None, typer.Option(metavar="PATH", help="Also write all numbers as JSON.")]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Allow fetching the model from the hub.")]
+
+
 @app.command()
 def inspect(
-    model: Annotated[
-        str, typer.Argument(help="A folder or .gguf file, smollm2, minilm, or a hub id in the local cache.")
-    ],
+    model: ModelOption,
     text: Annotated[
         str | None, typer.Option(metavar="FILE|-", help="Text to read; default: Python's reference.")
     ] = None,
     tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens to read; default: 2048.")] = None,
     html: Annotated[str | None, typer.Option(metavar="PATH", help="The report; default: MODEL-report.html.")] = None,
-    json: Annotated[str | None, typer.Option(metavar="PATH", help="Also write all numbers as JSON.")] = None,
+    json: JSONOption = None,
     heads: Annotated[
         str | None, typer.Option(metavar="3.1,5.4", help="Heads (layer.head) that get a token view.")
     ] = None,
@@ -69,11 +72,10 @@ def inspect(
     ] = "entropy_ratio",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    download: Annotated[bool, typer.Option("--download", help="Allow fetching the model from the hub.")] = False,
+    download: DownloadOption = False,
 ) -> None:
     """Show what every attention head of a language model does with a text."""
-    if not download:  # read by huggingface_hub when it is imported
-        os.environ["HF_HUB_OFFLINE"] = "1"
+    _offline(not download)
     from .inspection.writing import check_target
 
     statistic(stat, [*STATISTICS, *MEASURES], "--stat")
@@ -88,32 +90,22 @@ def inspect(
         inspection, notes = _inspect(model, text, tokens, wanted, device, dtype, download, say)
     from .inspection.terminal import summary
 
-    # Files first: what the run took may be lost in a terminal, not on the disk.
-    written, failed = _save({"Report": (report, inspection.save_html), "Numbers": (numbers, inspection.save_json)})
-    Console(highlight=False).print(summary(inspection, stat))
-    for note in notes:
-        errors.print(f"Note: {note}", markup=False, soft_wrap=True)
-    if written:
-        typer.echo("   ".join(written))
-    if failed:
-        raise SoftlookupError("; ".join(failed))
+    files = {"Report": (report, inspection.save_html), "Numbers": (numbers, inspection.save_json)}
+    _finish(files, summary(inspection, stat), notes, errors)
 
 
 @app.command()
 def geometry(
-    model: Annotated[
-        str, typer.Argument(help="A folder or .gguf file, smollm2, minilm, or a hub id in the local cache.")
-    ],
+    model: ModelOption,
     html: Annotated[str | None, typer.Option(metavar="PATH", help="Also write a report.")] = None,
-    json: Annotated[str | None, typer.Option(metavar="PATH", help="Also write all numbers as JSON.")] = None,
+    json: JSONOption = None,
     distance: Annotated[
         float, typer.Option(metavar="N", help="For rotary positions: how far a key lies before its query.")
     ] = 0.0,
-    download: Annotated[bool, typer.Option("--download", help="Allow fetching the model from the hub.")] = False,
+    download: DownloadOption = False,
 ) -> None:
     """Show what the weights of every attention head say: what it matches, copies and writes. Needs no text."""
-    if not download:  # read by huggingface_hub when it is imported
-        os.environ["HF_HUB_OFFLINE"] = "1"
+    _offline(not download)
     from .inspection.writing import check_target
 
     report = None if html is None else check_target(html, "--html")
@@ -130,18 +122,24 @@ def geometry(
         say("loading", None)
         loaded = load(model, download=download)
         found = ModelGeometry.of(loaded.model, loaded.name, distance, say, loaded.tokenizer)
-    written, failed = _save({"Report": (report, found.save_html), "Numbers": (numbers, found.save_json)})
-    Console(highlight=False).print(screen(found))
-    for note in loaded.notes:
-        errors.print(f"Note: {note}", markup=False, soft_wrap=True)
-    if written:
-        typer.echo("   ".join(written))
-    if failed:
-        raise SoftlookupError("; ".join(failed))
+    files = {"Report": (report, found.save_html), "Numbers": (numbers, found.save_json)}
+    _finish(files, screen(found), loaded.notes, errors)
 
 
-def _save(files: dict[str, tuple[Path | None, Callable[[Path], None]]]) -> tuple[list[str], list[str]]:
-    """Write each file that has a path: ("Report: a.html", …) for those that were, and what was wrong with the others."""
+def _offline(wanted: bool) -> None:
+    """Keep the hub's library from the network; it reads that when it is imported."""
+    if wanted:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _finish(
+    files: Mapping[str, tuple[Path | None, Callable[[Path], None]]], shown: Any, notes: Sequence[str], errors: Any
+) -> None:
+    """Write each file that has a path, show the result, and say what was written and what else there is to say.
+
+    Files first: what the run took may be lost in a terminal, not on the disk."""
+    from rich.console import Console
+
     written, failed = [], []
     for name, (path, save) in files.items():
         if path is None:
@@ -151,7 +149,13 @@ def _save(files: dict[str, tuple[Path | None, Callable[[Path], None]]]) -> tuple
             written.append(f"{name}: {path}")
         except SoftlookupError as error:
             failed.append(str(error))
-    return written, failed
+    Console(highlight=False).print(shown)
+    for note in notes:
+        errors.print(f"Note: {note}", markup=False, soft_wrap=True)
+    if written:
+        typer.echo("   ".join(written))
+    if failed:
+        raise SoftlookupError("; ".join(failed))
 
 
 def _inspect(
@@ -199,6 +203,7 @@ def _inspect(
 
 @app.command()
 def train(
+    context: typer.Context,
     task: Annotated[str, typer.Argument(help="g2p (spelling to pronunciation), or pairs, with --pairs.")],
     out: Annotated[str, typer.Option(metavar="FOLDER", help="The run's folder; default: runs/TASK-MODEL.")] = "",
     model: Annotated[str, typer.Option(help="attentive, transformer or fixed.")] = "attentive",
@@ -215,18 +220,23 @@ def train(
     words: Annotated[int | None, typer.Option(metavar="N", help="Only N training pairs, evenly spread.")] = None,
     seed: Annotated[int, typer.Option(help="Of first weights, the order of pairs, and dropout.")] = 0,
     threads: Annotated[int, typer.Option(help="Of the processor, for torch.")] = 2,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder, whose options need not be repeated.")
+    ] = False,
 ) -> None:
     """Train an encoder-decoder; a killed run goes on with --resume, to the same bits."""
     from .training import command
-    from .training.config import Config
 
-    config = Config(
+    said = dict(
         task=task, pairs=pairs, source_units=source, target_units=target, model=model, options=parse_options(option or []),
         epochs=epochs, batch=batch, rate=rate, smoothing=smoothing, words=words, seed=seed, threads=threads,
     )  # fmt: skip
+    calls = {"source": "source_units", "target": "target_units", "option": "options"}
+    sources = {calls.get(name, name): context.get_parameter_source(name) for name in context.params}
+    given = {name for name, at in sources.items() if name in said and at is not None and at.name != "DEFAULT"}
+    folder = out or f"runs/{task}-{model}"
     try:
-        command.train(config, out or f"runs/{task}-{model}", resume)
+        command.train(command.config_of(said, given, folder if resume else None), folder, resume)
     except KeyboardInterrupt:
         _complain("interrupted; the same command with --resume goes on from the last checkpoint")
         raise _Told(INTERRUPTED) from None

@@ -78,6 +78,14 @@ def test_interrupted_training_says_how_to_go_on(tmp_path):
     assert errors == "softlookup: interrupted; the same command with --resume goes on from the last checkpoint\n"
 
 
+def test_options_of_a_run_need_not_be_repeated(run):
+    """A run that is done goes on to its end at once, whatever it was made with; what is said must still be its own."""
+    done = softlookup("train", "pairs", "--out", "run", "--resume", folder=run)
+    assert done.returncode == 0 and "Model: run/model.safetensors" in done.stdout, done.stderr
+    done = softlookup("train", "pairs", "--out", "run", "--resume", "--batch", "7", folder=run)
+    assert done.returncode == 2 and "expected the run's own config, batch=" in done.stderr and "got batch=7" in done.stderr
+
+
 def test_words_that_cannot_be_read_do_not_lose_the_others(run):
     done = softlookup("predict", run / "run", "ab", "axyb", "", "a" * 10_000, "cd")
     assert done.returncode == 2 and [line.split("\t")[0] for line in done.stdout.splitlines()] == ["ab", "cd"]

@@ -14,8 +14,15 @@ from ..files import write_text
 from .config import Config
 from .fit import Progress, fit
 from .picture import Picture, in_html, in_terminal
-from .runs import load
+from .runs import RECORD, Record, load
 from .scoring import Scores
+
+
+def config_of(said: dict[str, Any], given: set[str], folder: str | None) -> Config:
+    """The config of these values; of a run that goes on in `folder` it is the run's own, with the values that were given."""
+    if folder is None or not Path(folder, RECORD).exists():
+        return Config(**said)
+    return replace(Record.read(Path(folder)).config, **{name: said[name] for name in given})
 
 
 def train(config: Config, folder: str, resume: bool) -> None:
