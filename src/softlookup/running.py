@@ -56,14 +56,19 @@ def forced() -> str | None:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which engine runs a lookup, and why each of the others does not. Prints itself."""
+    """Which engine runs a lookup, and why each of the others does not. Prints itself. sampled: whether `watch` looks at a sample
+    of rows here unless it is told otherwise."""
 
     engine: str
     reasons: dict[str, str]
+    sampled: bool = False
 
     def __str__(self) -> str:
         lines = [f"engine: {self.engine}"]
-        return "\n".join(lines + [f"  not {name}: {reason}" for name, reason in self.reasons.items()])
+        lines += [f"  not {name}: {reason}" for name, reason in self.reasons.items()]
+        if self.sampled:
+            lines.append('  under watch: a sample of rows, output by the model\'s own kernel (rows="all": every row, by this one)')
+        return "\n".join(lines)
 
 
 def choose(problem: Problem) -> ModuleType:
@@ -90,7 +95,7 @@ def plan(problem: Problem) -> tuple[ModuleType, Plan]:
             reasons[each.name] = reason
     if chosen_engine is None:
         raise SoftlookupError("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
-    return chosen_engine, Plan(chosen_engine.name, reasons)
+    return chosen_engine, Plan(chosen_engine.name, reasons, not native.runs_on(problem.query.device))
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:

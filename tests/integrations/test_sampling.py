@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import softlookup as sl
+from softlookup.engines import native
 from softlookup.running import follower
 from softlookup.watching import Call
 from softlookup.watching.sampling import Sampler, spread_of_sum
@@ -288,3 +289,15 @@ def test_watches_left_in_any_order_leave_nothing_behind(rng):
     with pytest.raises(RuntimeError), sl.watch(model), sl.watch(model):
         model(x[..., :5])
     assert follower.get() is None
+
+
+def test_where_no_fused_engine_runs_a_sample_is_the_default_and_explain_says_so(rng, monkeypatch):
+    model, x = Model(is_causal=True), torch.randn(2, 100, 16, generator=rng)
+    q = torch.randn(1, 4, 100, 4)
+    assert "under watch" not in str(sl.explain(q, q, q))
+    monkeypatch.setattr(native, "runs_on", lambda device: False)
+    assert "under watch: a sample of rows" in str(sl.explain(q, q, q))
+    for rows, count in ((None, 64), ("all", 100), (7, 7)):
+        seen, _ = seen_of(model, lambda: model(x), rows=rows)
+        assert seen.layers["blocks.0"].count == 2 * count
+    assert seen_of(model, lambda: model(x), keep="rows")[0].layers["blocks.0"].count == 200
