@@ -301,3 +301,28 @@ def test_where_no_fused_engine_runs_a_sample_is_the_default_and_explain_says_so(
         seen, _ = seen_of(model, lambda: model(x), rows=rows)
         assert seen.layers["blocks.0"].count == 2 * count
     assert seen_of(model, lambda: model(x), keep="rows")[0].layers["blocks.0"].count == 200
+
+
+@pytest.mark.parametrize("rows", ["all", 7])
+def test_autocast(rng, rows):
+    model, x = Model(is_causal=True), torch.randn(2, 7, 16, generator=rng)
+    whole, _ = seen_of(model, lambda: model(x), rows="all")
+    with torch.autocast("cpu", torch.bfloat16):
+        want = model(x)
+        seen, got = seen_of(model, lambda: model(x), rows=rows)
+    torch.testing.assert_close(got, want, rtol=0.05, atol=0.05)
+    for name, layer in seen.layers.items():
+        assert layer.mean("entropy").dtype == torch.float64
+        torch.testing.assert_close(layer.mean("entropy"), whole.layers[name].mean("entropy"), rtol=0.02, atol=0.02)
+
+
+def test_accumulated_gradients_are_one_step(rng):
+    model, parts = Model(is_causal=True), torch.randn(3, 2, 7, 16, generator=rng)
+    with sl.watch(model) as seen:
+        for part in parts:
+            (model(part).square().mean() / 3).backward()
+        accumulated = seen.layers["blocks.0"].mean("entropy"), seen.layers["blocks.0"].count
+        seen.clear()
+        model(parts.flatten(0, 1))
+    assert accumulated[1] == seen.layers["blocks.0"].count == 42
+    torch.testing.assert_close(accumulated[0], seen.layers["blocks.0"].mean("entropy"), rtol=1e-6, atol=1e-7)
