@@ -13,6 +13,7 @@ from softlookup.geometry import (
     composition,
     compositions,
     diversity,
+    joint_rank,
     likeness,
     measure,
     principal_cosines,
@@ -237,3 +238,12 @@ def test_of_linear_cuts_heads_out():
 def test_weights_that_do_not_fit(wrong, what):
     with pytest.raises(sl.SoftlookupError, match=what):
         wrong(random())
+
+
+def test_joint_rank_counts_common_directions_once():
+    make = torch.Generator().manual_seed(0)
+    layer = LayerWeights(*(torch.randn(s, dtype=torch.float64, generator=make) for s in ((3, 32, 4),) * 3 + ((3, 4, 32),)))
+    assert joint_rank(layer) == (12, 12)
+    layer.output[2] = layer.output[0]
+    layer.output[1, 3] = layer.output[0, 1] + layer.output[0, 2]
+    assert joint_rank(layer) == (7, 12)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .relations import composition as composition
     from .relations import compositions as compositions
     from .relations import diversity as diversity
+    from .relations import joint_rank as joint_rank
     from .relations import likeness as likeness
     from .weights import LayerWeights as LayerWeights
     from .weights import spread_of as spread_of
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _FROM = {
     "meanings": "MEANINGS",
     "measures": "Measure measure principal_cosines singular_pairs",
-    "relations": "composition compositions diversity likeness",
+    "relations": "composition compositions diversity joint_rank likeness",
     "weights": "LayerWeights spread_of",
 }
 _HOME = {name: module for module, names in _FROM.items() for name in names.split()}

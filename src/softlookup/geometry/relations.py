@@ -86,6 +86,13 @@ def likeness(layer: LayerWeights) -> dict[str, Tensor]:
     return found
 
 
+def joint_rank(layer: LayerWeights) -> tuple[int, int]:
+    """In how many directions all heads of a layer together can write, the numerical rank of W_O; and the most that it could be,
+    the smaller of H v and d. Less where heads write to common directions."""
+    joint = layer.output.flatten(0, 1)
+    return int(torch.linalg.matrix_rank(joint)), min(joint.shape)
+
+
 def diversity(contributions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A layer's heads as an ensemble (Krogh & Vedelsby 1995): the output is the mean of H c_h, so its square is their mean
     square less their spread around it. contributions: (H, n, d), what each head adds for each input.

@@ -123,6 +123,7 @@ class ModelGeometry:
                 {
                     "path": layer.path,
                     **{n: {"value": x.value.tolist(), "chance": x.chance.tolist()} for n, x in layer.measures.items()},
+                    "joint_rank": layer.joint_rank,
                     "likeness": {name: x.tolist() for name, x in layer.likeness.items()},
                     "strongest_pairs": None if self.pairs is None else [asdict(x) for x in self.pairs[number]],
                 }
@@ -151,9 +152,19 @@ def screen(geometry: ModelGeometry) -> RenderableType:
             Text(f"{meaning.title:20s} {numbers}  {least:8s}  {most}"),
             Flow(words((meaning.sentence, "dim")), " " * INDENT),
         ]
+    parts += [Text(), Flow(words(_together(geometry)))]
     if geometry.compositions:
         parts += [Text(), *_composed(geometry)]
     return Group(*parts)
+
+
+def _together(geometry: ModelGeometry) -> str:
+    """In how many directions the heads of a layer write together."""
+    short = [(n, *x.joint_rank) for n, x in enumerate(geometry.layers) if x.joint_rank[0] < x.joint_rank[1]]
+    if not short:
+        return "Together, the heads of every layer write in as many directions as they have columns."
+    number, rank, most = min(short, key=lambda x: x[1] / x[2])
+    return f"In {len(short)} layers heads write to common directions; least in layer {number}: {rank} of {most} directions."
 
 
 def _composed(geometry: ModelGeometry) -> Iterator[RenderableType]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedError
-from ..geometry import Measure, likeness, measure, spread_of
+from ..geometry import Measure, joint_rank, likeness, measure, spread_of
 from ..integrations.projections import Projections, projections
 from .heads import Layer
 
@@ -19,13 +19,15 @@ from .heads import Layer
 @dataclass(frozen=True, eq=False)
 class LayerGeometry:
     """One layer: its measures, each (H,), and the cosines between its heads, (H, H), "attends" and "moves"; width: of a head.
-    read: the measures weighted by what the layer really read, None where that is not known.
+    joint_rank: in how many directions all heads together write, and the most that it could be. read: the measures weighted by
+    what the layer really read, None where that is not known.
     """
 
     path: str
     width: int
     measures: dict[str, Measure]
     likeness: dict[str, Tensor]
+    joint_rank: tuple[int, int]
     read: dict[str, Measure] | None = None
 
     @classmethod
@@ -34,7 +36,7 @@ class LayerGeometry:
         weights = layer.weights
         if layer.frequencies is not None and distance:
             weights = weights.at_distance(distance, layer.frequencies)
-        return cls(layer.path, weights.query.shape[2], measure(weights), likeness(weights))
+        return cls(layer.path, weights.query.shape[2], measure(weights), likeness(weights), joint_rank(weights))
 
     @property
     def heads(self) -> int:
