@@ -17,7 +17,7 @@ import softlookup
 from softlookup import cli
 from softlookup.errors import SoftlookupError
 from softlookup.inspection import bundled, looking, writing
-from softlookup.inspection.statistics import STATISTICS
+from softlookup.inspection.statistics import MEASURES, STATISTICS
 from tests.inspection.conftest import tiny  # noqa: F401 - a fixture
 
 COMMAND = [sys.executable, "-m", "softlookup"]
@@ -102,7 +102,7 @@ NO_FOLDER = "--html: expected a path in an existing folder"
         (["--dtype", "int8"], "softlookup: --dtype: expected one of float32, bfloat16, float16, got int8"),
         (["--heads", ",".join(["0.0"] * 17)], "softlookup: --heads: expected at most 16 heads for token views, got 17"),
         (["--device", "gpu"], "softlookup: --device: expected cpu, cuda, cuda:1, mps or the like, got gpu"),
-        (["--stat", "beauty"], f"softlookup: --stat: expected one of {', '.join(STATISTICS)}, got 'beauty'"),
+        (["--stat", "beauty"], f"softlookup: --stat: expected one of {', '.join([*STATISTICS, *MEASURES])}, got 'beauty'"),
         (["--text", "one.txt"], "softlookup: --text: expected at least 2 tokens, got 1"),
         (["--html", "mine.html"], f"softlookup: --html: {FOREIGN}"),
         (["--json", "mine.html"], f"softlookup: --json: {FOREIGN}"),

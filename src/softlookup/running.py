@@ -56,8 +56,8 @@ def forced() -> str | None:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which engine runs a lookup, and why each of the others does not. Prints itself. sampled: whether `watch` looks at a sample
-    of rows here unless it is told otherwise."""
+    """Which engine runs a lookup, and why each of the others does not. Prints itself. sampled: whether `watch` looks at a
+    sample of rows here unless it is told otherwise."""
 
     engine: str
     reasons: dict[str, str]
@@ -67,7 +67,7 @@ class Plan:
         lines = [f"engine: {self.engine}"]
         lines += [f"  not {name}: {reason}" for name, reason in self.reasons.items()]
         if self.sampled:
-            lines.append('  under watch: a sample of rows, output by the model\'s own kernel (rows="all": every row, by this one)')
+            lines.append("  under watch: a sample of rows, output by the model's own kernel (rows='all': every row, by this)")
         return "\n".join(lines)
 
 

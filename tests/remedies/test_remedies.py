@@ -223,3 +223,29 @@ def test_a_remedy_in_a_training_loop(rng):
             seen.clear()
         attention(x)
         assert float(seen.layers["MultiHeadAttention"].max("max_logit").max()) < 30
+
+
+def test_qk_clip_answers_once_to_what_was_seen_and_to_this_models_plain_weights_only(rng):
+    attention, x = sl.nn.MultiHeadAttention(16, 4), torch.randn(1, 5, 16, generator=rng)
+    with sl.watch(attention) as seen:
+        attention(x)
+        assert qk_clip_(attention, seen, 1e-3)
+        with pytest.raises(sl.SoftlookupError, match="expected seen.clear"):
+            qk_clip_(attention, seen, 1e-3)
+        seen.clear()
+        attention(x)
+    with pytest.raises(sl.SoftlookupError, match="of this model, got layers such as MultiHeadAttention"):
+        qk_clip_(nn.Sequential(sl.nn.MultiHeadAttention(16, 4)), seen, 1e-3)
+    with sl.watch(sigma_reparam_(attention)) as seen:
+        attention(x)
+    with pytest.raises(sl.UnsupportedError, match="plain weights"):
+        qk_clip_(attention, seen, 1e-3)
+
+
+def test_the_penalty_leaves_padding_out(rng):
+    model, x = sl.nn.MultiHeadAttention(16, 4), torch.randn(1, 8, 16, generator=rng)
+    mask = sl.Lengths(torch.tensor([5]))
+    with sl.watch(model, keep="graph") as seen:
+        model(x, mask=mask)
+        want = (0.99 - seen.layers["MultiHeadAttention"].mean("entropy_ratio")).clamp(min=0).square().sum()
+        torch.testing.assert_close(entropy_penalty(seen, 0.99).detach().double(), want, rtol=1e-4, atol=1e-8)

@@ -12,7 +12,7 @@ import softlookup as sl
 from softlookup.summary import Stats
 from softlookup.watching import RULES, Alarms, Call, Seen
 
-HEALTHY = {"entropy_ratio": 0.6, "max_logit": 5.0, "jacobian_trace": 0.8, "sink_mass": 0.1}
+HEALTHY = {"logit_var": 1.0, "entropy_ratio": 0.6, "max_logit": 5.0, "jacobian_trace": 0.8, "sink_mass": 0.1}
 BY_KIND = {rule.kind: rule for rule in RULES}
 
 
@@ -32,7 +32,7 @@ CASES = {
     "entropy collapse": ("entropy_ratio", 0.01, 0.03, 0.1),
     "saturation": ("jacobian_trace", 0.005, 0.02, 0.1),
     "sink takeover": ("sink_mass", 0.98, 0.95, 0.5),
-    "dead head": ("entropy_ratio", 0.9995, 0.995, 0.9),
+    "dead head": ("logit_var", 0.0005, 0.005, 0.1),
 }
 
 

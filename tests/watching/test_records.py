@@ -37,8 +37,8 @@ def test_a_record_is_of_the_steps_since_the_last_clear(tmp_path):
     assert records[0]["layers"][name]["count"] == [10, 10] and got["count"] == [7, 7]
     for stat in expected.stats:
         for of in ("mean", "min", "max"):
-            assert got[stat][of] == getattr(expected, of)(stat).tolist(), (stat, of)
-        assert got[stat]["p95"] == expected.quantile(stat, 0.95).tolist()
+            assert got[stat][of] == pytest.approx(getattr(expected, of)(stat).tolist(), rel=1e-5), (stat, of)
+        assert got[stat]["p95"] == pytest.approx(expected.quantile(stat, 0.95).tolist(), rel=1e-5)
 
 
 def test_a_layer_that_was_not_called_has_no_line_and_numbers_that_json_lacks_are_strings(tmp_path):
@@ -110,3 +110,27 @@ def _read(pipe):
         return os.read(pipe, 65536)
     except BlockingIOError:
         return b""
+
+
+def test_another_programs_file_is_left_as_it_is(tmp_path):
+    for content in ("mine", '{"a": 1}', '{"step": 1}\n{"ste'):
+        (tmp_path / "file").write_text(content)
+        if content.startswith('{"step"'):
+            JSONLines(tmp_path / "file").close()
+            assert (tmp_path / "file").read_text() == '{"step": 1}\n'
+        else:
+            with pytest.raises(sl.SoftlookupError, match="another, left as it is"):
+                JSONLines(tmp_path / "file")
+            assert (tmp_path / "file").read_text() == content
+
+
+def test_numbers_of_others_are_taken_and_mistakes_are_one_line(tmp_path):
+    with JSONLines(tmp_path / "watch.jsonl") as record:
+        record(3, Seen(("entropy",)), loss=torch.tensor(1.5))
+        for call, message in (
+            (lambda: record(Seen(("entropy",)), 3), "record\\(step, seen"),
+            (lambda: record(1, Seen(("entropy",)), layers=4), "other names than step and layers"),
+        ):
+            with pytest.raises(sl.SoftlookupError, match=message):
+                call()
+    assert read_records(tmp_path / "watch.jsonl") == [{"step": 3, "loss": 1.5, "layers": {}}]

@@ -62,7 +62,7 @@ def weighted_overlap(a: Factored, b: Factored) -> tuple[Tensor, Tensor]:
 def participation(singular: Tensor) -> Tensor:
     """(sum s^2)^2 / sum s^4, how many directions carry the strength."""
     squares = singular.square()
-    return squares.sum(-1).square() / squares.square().sum(-1)
+    return squares.sum(-1).square() / squares.square().sum(-1).clamp(min=torch.finfo(squares.dtype).tiny)
 
 
 def entropy_rank(singular: Tensor) -> Tensor:

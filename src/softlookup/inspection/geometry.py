@@ -164,7 +164,8 @@ def _together(geometry: ModelGeometry) -> str:
     if not short:
         return "Together, the heads of every layer write in as many directions as they have columns."
     number, rank, most = min(short, key=lambda x: x[1] / x[2])
-    return f"In {len(short)} layers heads write to common directions; least in layer {number}: {rank} of {most} directions."
+    layers = "1 layer" if len(short) == 1 else f"{len(short)} layers"
+    return f"In {layers} heads write to common directions; least in layer {number}: {rank} of {most} directions."
 
 
 def _composed(geometry: ModelGeometry) -> Iterator[RenderableType]:

@@ -47,11 +47,12 @@ def watch(
     rows: "all", or how many query positions of each call to look at. The model's own kernel then computes its output, on any
     device, and the statistics are exact for positions drawn at random (`seed`): means over them are unbiased, with a
     standard error (`stderr`); extremes are those of the sample. By default all where the native engine runs (on a CPU) or
-    keep is not "heads", else 64. every: of so many forward passes the first is looked at, and the others are left alone.
+    keep is not "heads", else 64. every: of so many forward passes (calls of the model, or of modules of it
+    that are called by themselves) the first is looked at, and the others are left alone.
 
     Queries that are padding, or see no key, count in nothing. A decoding step counts its one query. Calls by other
-    threads, and recomputation under gradient checkpointing, are not recorded; with checkpointing run `backward` inside,
-    as what is computed again must be what was computed.
+    threads, and recomputation under gradient checkpointing, are not recorded; with checkpointing run `backward` inside, as
+    what is computed again must be what was computed, and with every > 1 after each pass.
 
     Raises `SoftlookupError` on exit if no attention was seen.
     """
@@ -62,9 +63,11 @@ def watch(
         raise UnsupportedError("watch: expected statistics per query, got 'received', which is per key (sl.received)")
     if not names:
         raise SoftlookupError("watch: expected at least one statistic, got none")
-    for name, number in (("rows", rows), ("every", every)):
-        if number not in ("all", None) and (not isinstance(number, int) or number < 1):
+    for name, number, others in (("rows", rows, ("all", None)), ("every", every, ())):
+        if number not in others and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
             raise SoftlookupError(f"watch: expected {name} to be a number of at least 1, got {number!r}")
+    if keep == "graph" and every > 1:
+        raise SoftlookupError(f'watch: expected every=1 with keep="graph", as a loss needs each pass, got {every}')
     if keep != "heads":
         if rows not in ("all", None):
             raise SoftlookupError(f'watch: expected rows="all" with keep="{keep}", which keeps every query, got {rows}')

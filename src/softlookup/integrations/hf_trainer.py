@@ -61,7 +61,7 @@ class WatchCallback(TrainerCallback):
         self.seen = self._open.enter_context(watch(model, **self._watching))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.seen is None or state.global_step % self._steps:
+        if self.seen is None or state.global_step % self._steps or not any(x.count for x in self.seen.layers.values()):
             return
         for alarm in self._alarms(state.global_step, self.seen):
             self._on_alarm(alarm)
@@ -69,10 +69,17 @@ class WatchCallback(TrainerCallback):
             record(state.global_step, self.seen, epoch=float(state.epoch))
         self.seen.clear()
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.seen is not None:
+            self.seen.clear()  # what the model did with other data is no part of the training
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()
 
     def close(self) -> None:
         """Leave the watch, if it is open: the model attends as it did before."""
         self.seen = None
-        self._open.close()
+        try:
+            self._open.close()
+        except SoftlookupError as error:  # nothing was seen: no reason to lose a run that is done
+            _logger.warning("%s", error)

@@ -42,7 +42,10 @@ class ModulePaths:
         """Follow the model until `detach`; each pass, an outermost module from start to end, is inside a `pass_()`."""
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._active():
+            if self._active() and id(module) in self._modules:  # a copy of the model has its hooks and is none of ours
+                if self._stack and self._stack[0].module is module:  # the pass before ended in an interrupt
+                    self._stack.clear()
+                    self._pass.close()
                 if not self._stack:
                     self._calls.clear()
                     self._pass.enter_context(pass_())

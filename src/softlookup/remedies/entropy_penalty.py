@@ -20,11 +20,19 @@ def entropy_penalty(seen: Seen, floor: float = 0.1) -> Tensor:
     """
     if not 0 < floor <= 1:
         raise SoftlookupError(f"entropy_penalty: expected a floor above 0 and up to 1, got {floor}")
-    below = [
-        (floor - layer.graph("entropy_ratio").float().mean((0, 2))).clamp(min=0).square().sum()
-        for layer in seen.layers.values()
-        if layer.count
-    ]
+    below = []
+    for layer in seen.layers.values():
+        if layer.count:
+            ratio = layer.graph("entropy_ratio").float()
+            counted = layer.counted.to(ratio.device)
+            mean = torch.where(counted, ratio, 0.0).sum((0, 2)) / counted.sum((0, 2)).clamp(min=1)
+            below.append((floor - mean).clamp(min=0).square()[counted.any(2).any(0)].sum())
     if not below:
         raise SoftlookupError("entropy_penalty: expected a forward pass since seen was cleared, got none")
-    return torch.stack(below).sum()
+    penalty = torch.stack(below).sum()
+    if torch.is_grad_enabled() and not penalty.requires_grad:
+        raise SoftlookupError(
+            "entropy_penalty: expected statistics with a gradient, got none: reentrant checkpointing and nn.MultiheadAttention "
+            "with need_weights=True leave none"
+        )
+    return penalty

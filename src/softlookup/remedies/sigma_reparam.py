@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
@@ -27,7 +29,9 @@ def sigma_reparam_(model: nn.Module, gamma: float | None = None) -> nn.Module:
 
     gamma: where it begins; by default at the norm that the weight has, so that the model computes what it did (the paper
     begins at 1). The parameters change: call it before the optimizer is made. Layers that have another parametrization of the
-    weight, and those that share theirs with another module (tied embeddings), are left alone.
+    weight, and those that share theirs with another module (tied embeddings), are left alone; so are the queries and keys of
+    nn.MultiheadAttention, which are no Linear layers. Under gradient checkpointing what is computed again has had one more step
+    of the iteration.
 
     Returns: the model itself.
     """
@@ -44,7 +48,11 @@ def sigma_reparam_(model: nn.Module, gamma: float | None = None) -> nn.Module:
         raise SoftlookupError(f"sigma_reparam_: expected Linear layers, found none in {type(model).__name__}")
     for linear in linears:
         norm = torch.linalg.matrix_norm(linear.weight.detach().float(), 2).to(linear.weight)
+        u, _, vh = torch.linalg.svd(linear.weight.detach().float(), full_matrices=False)
         parametrizations.spectral_norm(linear, "weight", n_power_iterations=1)
+        parametrized: Any = linear.parametrizations
+        iteration = parametrized.weight[0]  # begins with the right vectors, not near them
+        iteration._u.copy_(u[:, 0]), iteration._v.copy_(vh[0])
         begin = norm if gamma is None else torch.full_like(norm, gamma)
         parametrize.register_parametrization(linear, "weight", _Times(begin))
     return model

@@ -157,13 +157,13 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "dead head",
-        "mean entropy / log(visible)",
-        _mean("entropy_ratio"),
-        ("entropy_ratio",),
-        # Gaussian logits of variance v cost v/2 nats: 0.999 of log 256 is v = 0.01, a tenth of a nat between keys.
-        raised=0.999,
-        cleared=0.99,
-        above=True,
+        "mean logit variance",
+        _mean("logit_var"),
+        ("logit_var",),
+        # Weights then differ by some 3 % of each other. (The entropy ratio would not do: the first row of a causal text has 0.)
+        raised=0.001,
+        cleared=0.01,
+        above=False,
         patience=20,
         meaning="All keys score alike: the head averages, and its queries and keys get next to no gradient.",
         remedy="Scale the logits up (a lower temperature, SSMax), or prune it.",
@@ -190,7 +190,13 @@ class Alarms:
 
     def __init__(self, rules: Iterable[Rule] = RULES, thresholds: Mapping[str, float] | None = None):
         self._rules, self._chosen = tuple(rules), rules is not RULES
+        if not all(isinstance(rule, Rule) for rule in self._rules):
+            raise SoftlookupError(f"alarms: expected rules as Rule(…), got {self._rules[0]!r}; thresholds go by that name")
+        if len({rule.kind for rule in self._rules}) < len(self._rules):
+            raise SoftlookupError("alarms: expected a kind of its own for each rule, got one twice")
         for kind, raised in (thresholds or {}).items():
+            if isinstance(raised, bool) or not isinstance(raised, (int, float)):
+                raise SoftlookupError(f"alarms: expected a number as the threshold of {kind}, got {raised!r}")
             if kind not in (rule.kind for rule in self._rules):
                 known = ", ".join(rule.kind for rule in self._rules)
                 raise SoftlookupError(f"alarms: expected thresholds of {known}, got {kind!r}")
@@ -200,6 +206,8 @@ class Alarms:
 
     def __call__(self, step: int, seen: Seen) -> list[Alarm]:
         """What has changed since the last observation: alarms raised and cleared. step: a number of yours, told in them."""
+        if not isinstance(seen, Seen):
+            raise SoftlookupError(f"alarms: expected alarms(step, seen), got {type(seen).__name__} for seen")
         changes = []
         for rule in self._rules:
             missing = [stat for stat in rule.needs if stat not in seen.stats]
@@ -222,7 +230,9 @@ class Alarms:
 
 
 def _moved(rule: Rule, raised: float) -> Rule:
-    return replace(rule, raised=raised, cleared=rule.cleared * raised / rule.raised)
+    """The rule with another threshold, that for clearing at the same ratio; where below is beyond, at most half way to 1."""
+    cleared = rule.cleared * raised / rule.raised if rule.raised else rule.cleared
+    return replace(rule, raised=raised, cleared=cleared if rule.above else max(raised, min(cleared, (1 + raised) / 2)))
 
 
 class _Judge:
@@ -242,7 +252,7 @@ class _Judge:
         beyond = rule.beyond(value, rule.raised)
         self.streak = torch.where(beyond, self.streak + 1, 0)
         raise_ = ~self.raised & (self.streak >= rule.patience)
-        clear = self.raised & ~rule.beyond(value, rule.cleared)
+        clear = self.raised & ~value.isnan() & ~rule.beyond(value, rule.cleared)
         self.raised = (self.raised | raise_) & ~clear
 
         def told(head: int, cleared: bool) -> Alarm:

@@ -36,7 +36,9 @@ class LayerSeen:
         self._moments = Moments.empty(len(self.stats), self.heads)
         self._sketches = [QuantileSketch(self.heads) for _ in self.stats]
         self._rows: Tensor | None = None
-        self._graph: Stats | None = None
+        self._graph: tuple[Stats, Tensor] | None = None
+        self.clipped = False
+        """Whether a remedy has answered to what was seen; `clear` makes room for what comes after."""
 
     @property
     def counts(self) -> Tensor:
@@ -53,13 +55,13 @@ class LayerSeen:
         many positions these L were drawn from, None where they are all.
         """
         self.calls += 1
-        if self._keep == "graph":
-            self._graph = stats
         seen = torch.stack([_single(getattr(stats, name)) for name in self.stats])
         seen = seen.reshape(len(self.stats), -1, *seen.shape[-2:])  # (T, B, H, L)
         counted = (stats.visible.detach().to("cpu") > 0).reshape(seen.shape[1:])
         if rows is not None:
             counted = counted & rows.to("cpu")[:, None, :]
+        if self._keep == "graph":
+            self._graph = stats, counted
         weight, spread = 1.0, torch.zeros(())
         if among is not None and among > seen.shape[-1]:
             weight, spread = among / seen.shape[-1], spread_of_sum(seen, counted, among)
@@ -110,7 +112,8 @@ class LayerSeen:
         """(B, H, L) of the last call, NaN where a query does not count. Only with keep="rows"."""
         index = self._index(stat)
         if self._rows is None:
-            raise SoftlookupError(f'rows of {self.name}: expected watch(model, keep="rows"), got keep="heads"')
+            got = f'keep="{self._keep}"' if self._keep != "rows" else "no call since it was cleared"
+            raise SoftlookupError(f'rows of {self.name}: expected watch(model, keep="rows") and a call, got {got}')
         return self._rows[index]
 
     def graph(self, stat: str) -> Tensor:
@@ -118,7 +121,14 @@ class LayerSeen:
         index = self._index(stat)
         if self._graph is None:
             raise SoftlookupError(f'graph of {self.name}: expected a call under watch(model, keep="graph"), got none')
-        return getattr(self._graph, self.stats[index])
+        return getattr(self._graph[0], self.stats[index])
+
+    @property
+    def counted(self) -> Tensor:
+        """(B, H, L) of the last call, True where a query counts. Only with keep="graph"."""
+        if self._graph is None:
+            raise SoftlookupError(f'counted of {self.name}: expected a call under watch(model, keep="graph"), got none')
+        return self._graph[1]
 
     def _or_nan(self, per_head: Tensor) -> Tensor:
         return torch.where(self.counts > 0, per_head, math.nan)

@@ -17,7 +17,8 @@ def flat(seen: Seen) -> dict[str, float]:
     for name, layer in seen.layers.items():
         if layer.count:
             for stat in layer.stats:
-                of = layer.max(stat).max() if stat in LARGEST else layer.mean(stat).nanmean()
+                some = layer.counts > 0  # a head that counted nothing says nothing; one that counted NaN does
+                of = layer.max(stat)[some].max() if stat in LARGEST else layer.mean(stat)[some].mean()
                 numbers[f"{name}/{stat}"] = float(of)
     return numbers
 

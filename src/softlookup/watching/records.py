@@ -53,13 +53,21 @@ class JSONLines:
         self.path = Path(path).expanduser()
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+            if not _OWN.startswith(os.pread(self._file, len(_OWN), 0)):  # what a kill leaves of a first record is a beginning
+                os.close(self._file)
+                raise SoftlookupError(f"{self.path}: expected a new file or one of records, got another, left as it is")
             os.ftruncate(self._file, _whole(self._file))
         except OSError as error:
             raise self._cannot(error) from error
 
     def __call__(self, step: int, seen: Seen, **numbers: float) -> None:
         """Append what was seen since it was last cleared, with numbers of your own beside it, such as the loss."""
-        line = json.dumps(_readable({"step": step, **numbers, "layers": summary(seen)}), allow_nan=False) + "\n"
+        if not isinstance(seen, Seen):
+            raise SoftlookupError(f"record: expected record(step, seen, …), got {type(seen).__name__} for seen")
+        if taken := {"step", "layers"} & set(numbers):
+            raise SoftlookupError(f"record: expected numbers under other names than step and layers, got {', '.join(taken)}")
+        plain = {name: float(x) if hasattr(x, "__float__") else x for name, x in numbers.items()}
+        line = json.dumps(_readable({"step": int(step), **plain, "layers": summary(seen)}), allow_nan=False) + "\n"
         content = line.encode()
         try:
             written = os.write(self._file, content)
@@ -91,6 +99,10 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
 
 
+_OWN = b'{"step": '
+"""How every record begins."""
+
+
 def _whole(file: int) -> int:
     """How many bytes lead up to and include the last newline, read from the end."""
     end = os.fstat(file).st_size
@@ -109,4 +121,6 @@ def _readable(value: Any) -> Any:
         return {key: _readable(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_readable(each) for each in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else str(value)  # statistics are float32
+    return value

@@ -68,11 +68,16 @@ def table_of(seen: Seen, stats: str | Sequence[str] | None = None) -> Table:
     rows = []
     errors = torch.zeros(len(wanted), dtype=torch.float64)
     for layer in seen.layers.values():
-        here = [layer.stderr(name).nan_to_num(0.0).max() if name in layer.stats else errors.new_zeros(()) for name in wanted]
+        told = [layer.stderr(name) if name in layer.stats else errors.new_zeros(1) for name in wanted]
+        here = [each.nan_to_num(0.0, posinf=math.inf).max() for each in told]
         errors = torch.maximum(errors, torch.stack(here))
         means = [layer.mean(name).tolist() if name in layer.stats else [math.nan] * layer.heads for name in wanted]
+        counts = layer.counts.tolist()
         for head in range(layer.heads):
-            rows.append((layer.name if head == 0 else "", str(head), *(_number(m[head]) for m in means)))
+            nothing = not counts[head]
+            missing = [nothing or name not in layer.stats for name in wanted]
+            cells = ("-" if none else _number(m[head]) for none, m in zip(missing, means, strict=True))
+            rows.append((layer.name if head == 0 else "", str(head), *cells))
     return Table(wanted, tuple(rows), tuple(map(_number, errors.tolist())) if bool(errors.any()) else ())
 
 
@@ -86,7 +91,7 @@ def _line(cells: Sequence[str], room: int) -> str:
 def _number(x: float) -> str:
     """At most 7 characters, three to four significant digits."""
     if math.isnan(x):
-        return "-"
+        return "nan"
     if math.isinf(x):
         return "inf" if x > 0 else "-inf"
     if x != 0 and not 1e-3 <= abs(x) < 1e5:
