@@ -56,18 +56,7 @@ class HFMask:
 
     def dense(self) -> Tensor:
         """Eager's own mask: 0 where visible, the dtype's minimum where hidden."""
-        return hf.eager_mask(
-            batch_size=self.batch,
-            q_length=self.queries,
-            kv_length=self.keys,
-            q_offset=self.q_offset,
-            kv_offset=self.kv_offset,
-            mask_function=self.function,
-            attention_mask=self.padding,
-            dtype=self.made_in or self.dtype,
-            use_vmap=self.use_vmap,
-            device=self.device,
-        ).to(self.dtype)
+        return self._made(hf.eager_mask, self.made_in or self.dtype).to(self.dtype)
 
     def cut(self, first: int, last: int, keys: int) -> HFMask:
         part = {"q_offset": self.q_offset + first, "queries": last - first, "keys": keys}
@@ -79,6 +68,9 @@ class HFMask:
 
     def made_by(self, mask_function: Callable[..., Any]) -> Any:
         """The same mask as another implementation's mask function makes it."""
+        return self._made(mask_function, self.dtype, **self.asked)
+
+    def _made(self, mask_function: Callable[..., Any], dtype: torch.dtype, **asked: Any) -> Any:
         return mask_function(
             batch_size=self.batch,
             q_length=self.queries,
@@ -87,10 +79,10 @@ class HFMask:
             kv_offset=self.kv_offset,
             mask_function=self.function,
             attention_mask=self.padding,
-            dtype=self.dtype,
+            dtype=dtype,
             use_vmap=self.use_vmap,
             device=self.device,
-            **self.asked,
+            **asked,
         )
 
     @property
