@@ -31,7 +31,7 @@ from softlookup.remedies import entropy_penalty, qk_clip_, qk_norm_, sigma_repar
 from softlookup.watching import Alarms
 
 LENGTH, BATCH, STEPS, SMOOTH = 128, 16, 1000, 50
-SIZES = {"small": (3, 64), "large": (4, 96), "other": (2, 48)}
+SIZES = {"small": (3, 64), "large": (4, 96), "other": (2, 48), "wide": (3, 128)}
 HIGH, HEALTHY = 0.03, 0.003
 REMEDIES = ("qk_norm", "qk_clip", "entropy_penalty", "sigma_reparam", "soft_cap", "ssmax")
 STATS = ("entropy_ratio", "max_logit", "jacobian_trace", "sink_mass")

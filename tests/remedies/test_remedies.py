@@ -178,6 +178,57 @@ def test_ssmax_of_ours_begins_where_it_was_and_is_learned(rng):
     torch.testing.assert_close(seen.layers["MultiHeadAttention"].max("max_logit").float(), want_logit, rtol=1e-4, atol=1e-4)
 
 
+def test_ssmax_reads_its_parameter_where_it_is(rng):
+    """A state that is assigned, not copied, counts; so does a copy's own."""
+    attention, x = sl.nn.MultiHeadAttention(16, 4), torch.randn(2, 8, 16, generator=rng)
+    ssmax_(attention, 8)
+    before, copied = attention(x), copy.deepcopy(attention)
+    state = {name: torch.zeros_like(v) if name == "ssmax" else v.clone() for name, v in attention.state_dict().items()}
+    attention.load_state_dict(state, assign=True)
+    uniform = attention.out(attention.of_value(x).mean(1, keepdim=True)).expand_as(x)
+    torch.testing.assert_close(attention(x), uniform)
+    torch.testing.assert_close(copied(x), before)
+
+
+@pytest.mark.parametrize("first", [soft_cap_, ssmax_])
+def test_a_cap_and_ssmax_go_together(first, rng):
+    attention, x = sl.nn.MultiHeadAttention(16, 4), 9 * torch.randn(2, 8, 16, generator=rng)
+    for remedy in (first, soft_cap_ if first is ssmax_ else ssmax_):
+        remedy(attention, 2)
+    q, k, v = (f(x).unflatten(-1, (4, 4)).transpose(1, 2) for f in (attention.of_query, attention.of_key, attention.of_value))
+    score = sl.ScaledDot(softcap=2, ssmax=1 / math.log(2))
+    torch.testing.assert_close(attention(x), attention.out(sl.attend(q, k, v, score=score).transpose(1, 2).flatten(2)))
+    with pytest.raises(sl.UnsupportedError, match="without SSMax"):
+        ssmax_(attention, 8)
+
+
+def test_ssmax_keeps_the_cap_of_the_model():
+    architecture = BY_NAME["gemma2"]
+    model, (inputs, _) = architecture.build(), batch(architecture, "none")
+    cap = model.config.attn_logit_softcapping
+    with torch.no_grad():
+        for n, parameter in model.named_parameters():
+            if "q_proj" in n:
+                parameter.mul_(1e4)
+    ssmax_(model, 8)
+    top = max(float(x.max("max_logit").max()) for x in largest(model, inputs).layers.values())
+    assert 0.9 * cap < top <= cap
+
+
+def test_what_is_refused_is_left_as_it_was():
+    model = BY_NAME["llama"].build("sdpa")
+    with pytest.raises(sl.SoftlookupError, match="a finite number > 0"):
+        soft_cap_(model, -1.0)
+    assert model.config._attn_implementation == "sdpa"
+    mixed = nn.ModuleList([sl.nn.MultiHeadAttention(16, 4), sl.nn.MultiHeadAttention(16, 4, qk_norm=True)])
+    with pytest.raises(sl.UnsupportedError, match="got one in 1"):
+        qk_norm_(mixed)
+    assert not hasattr(mixed[0], "q_norm")
+    scored = sl.nn.MultiHeadAttention(16, 4, score=sl.Cosine())
+    with pytest.raises(sl.UnsupportedError, match="got Cosine"):
+        ssmax_(scored, 8)
+
+
 def test_scores_of_a_model_of_ones_own_are_refused():
     class Own(nn.Module):
         def __init__(self):

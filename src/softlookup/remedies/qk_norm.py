@@ -31,14 +31,16 @@ def qk_norm_(model: nn.Module) -> nn.Module:
     Raises:
         UnsupportedError: where a layer's queries and keys come out of one fused projection, or are normalized already.
     """
-    for part in parts(model):
-        linears = separate(part.module)
-        if linears is None:
+    found = parts(model)
+    for part in found:
+        where = part.path or "the model itself"
+        if separate(part.module) is None:
             kind = type(part.module).__name__
-            raise UnsupportedError(f"qk_norm_: expected separate projections of queries and keys, got {part.path} ({kind})")
+            raise UnsupportedError(f"qk_norm_: expected separate projections of queries and keys, got {where} ({kind})")
         if part.normalized:
-            raise UnsupportedError(f"qk_norm_: expected queries and keys without a norm, got one in {part.path}")
-        for linear, names in zip(linears, NORMS, strict=False):
+            raise UnsupportedError(f"qk_norm_: expected queries and keys without a norm, got one in {where}")
+    for part in found:
+        for linear, names in zip(separate(part.module) or (), NORMS, strict=False):
             norm = _HeadNorm(part.query.shape[1]).to(linear.weight)
             setattr(part.module, names[0], norm)
             linear.register_forward_hook(_Through(norm))
