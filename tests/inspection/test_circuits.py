@@ -83,3 +83,9 @@ def test_models_without_tokens_have_no_pairs():
     assert token_pairs(layers, Network(), None) is None
     narrow = [LayerWeights(*(torch.randn(1, 5, 4), torch.randn(1, 5, 4), torch.randn(1, 5, 4), torch.randn(1, 4, 5)))]
     assert token_pairs(narrow, Network(), Words()) is None
+
+    class Waves(nn.Module):
+        def get_input_embeddings(self):
+            raise NotImplementedError  # transformers' answer for models that read something else
+
+    assert token_pairs(layers, Waves(), Words()) is None

@@ -65,6 +65,25 @@ def test_distance_matters_where_positions_are_rotary(model):
     assert float(near.all("symmetric_share")[0][5]) > 0.99 > float(far.all("symmetric_share")[0][5])
 
 
+def test_distance_is_that_of_compositions_and_pairs_too(model):
+    near, far = (ModelGeometry.of(model, "planted", distance).compositions for distance in (0.0, 9.0))
+    for kind, same in (("query", False), ("key", False), ("value", True)):
+        a, b = ([x.strength for x in some if x.kind == kind] for some in (near, far))
+        assert (a == pytest.approx(b)) is same
+
+
+def test_a_head_of_zeros_spoils_no_other_heads_numbers(model):
+    with torch.no_grad():
+        model.layers[0].self_attn.q_proj.weight[:16] = 0
+    assert "nan" not in _plain(screen(ModelGeometry.of(model, "planted")))
+
+
+def test_encoders_and_decoders_do_not_write_to_one_stream():
+    from ..integrations.architectures import BY_NAME
+
+    assert ModelGeometry.of(BY_NAME["bart"].build(), "bart").compositions == ()
+
+
 def test_numbers_in_json(model, tmp_path):
     found = ModelGeometry.of(model, "planted")
     found.save_json(tmp_path / "a.json")

@@ -23,7 +23,7 @@ def trained(folder, model, callback, **options):
     data = [{"input_ids": (ids := torch.randint(3, 96, (12,))), "labels": ids} for _ in range(16)]
     settings = {"max_steps": 6, "per_device_train_batch_size": 2, "use_cpu": True, "report_to": [], "disable_tqdm": True}
     arguments = TrainingArguments(str(folder), save_strategy="no", logging_strategy="no", **settings | options)
-    trainer = Trainer(model, arguments, train_dataset=data, callbacks=[callback])
+    trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=data[:2], callbacks=[callback])
     trainer.train()
 
 
@@ -39,6 +39,15 @@ def test_records_of_a_trainer(tmp_path, options):
     queries = 2 * 2 * 12 * options.get("gradient_accumulation_steps", 1)
     assert all(layer["count"] == [queries] * len(layer["count"]) for r in records for layer in r["layers"].values())
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.slow
+def test_what_was_seen_before_an_evaluation_is_recorded_and_the_evaluation_is_not(tmp_path):
+    with JSONLines(tmp_path / "watch.jsonl") as record:
+        callback = WatchCallback(record, steps=4, stats=("entropy",))
+        trained(tmp_path, BY_NAME["llama"].build("sdpa"), callback, eval_strategy="steps", eval_steps=3)
+    steps = [(r["step"], layer["count"][0]) for r in read_records(tmp_path / "watch.jsonl") for layer in r["layers"].values()]
+    assert sorted(set(steps)) == [(3, 3 * 24), (4, 24), (6, 2 * 24)]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 import softlookup as sl
 from softlookup.integrations.projections import projections
 
-from .architectures import ARCHITECTURES, BY_NAME, batch
+from .architectures import ARCHITECTURES, BY_NAME, batch, causal
 
 LATENT = ["deepseek_v3", "deepseek_v32"]
 READ = [x.name for x in ARCHITECTURES if x.name not in LATENT]
@@ -88,8 +88,36 @@ def test_torch_modules():
         projections(nn.MultiheadAttention(12, 3, kdim=10))
 
 
-def test_rotary_frequencies():
-    (first, *_) = projections(BY_NAME["llama"].build())
-    assert first.frequencies is not None and len(first.frequencies) == 4
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "cohere", "glm"])
+def test_weights_at_a_distance_are_those_of_the_models_logits(name):
+    """In both layouts, and where only a part of a head's columns turns."""
+    architecture = BY_NAME.get(name) or causal(name, name.title())
+    calls, inputs = [], []
+
+    def seen(module, query, key, value, *args, **kwargs):
+        calls.append((query[0].double(), key[0].double()))
+        return eager_attention_forward(module, query, key, value, None, query.shape[-1] ** -0.5)
+
+    AttentionInterface.register("seen", seen)
+    model = architecture.build("seen")
+    for parameter_name, p in model.named_parameters():
+        if parameter_name.endswith("bias"):
+            p.detach().zero_()
+    first, *_ = projections(model)
+    for module in model.modules():
+        module.num_key_value_groups = getattr(module, "num_key_value_groups", 1)
+    first.reader.register_forward_pre_hook(lambda _, x: inputs.append(x[0][0].double()))
+    with torch.no_grad():
+        model(input_ids=torch.arange(3, 12)[None])
+    (query, key), x = calls[0], inputs[0]
+    for i, j in ((0, 0), (5, 5), (7, 2), (8, 0)):
+        w = first.at_distance(i - j)
+        want = torch.einsum("hk,hk->h", x[i] @ w.query, w.of_head(x[j] @ w.key))
+        got = (query[:, i] * key[:, j].repeat_interleave(len(query) // len(key), 0)).sum(-1)
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+    assert first.rotary is not None and first.rotary.interleaved == (name in ("cohere", "glm"))
+
+
+def test_without_rotary_positions_distance_changes_nothing():
     (first, *_) = projections(BY_NAME["bert"].build())
-    assert first.frequencies is None
+    assert first.rotary is None and first.at_distance(9.0) is first.weights

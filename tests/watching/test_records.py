@@ -124,6 +124,14 @@ def test_another_programs_file_is_left_as_it_is(tmp_path):
             assert (tmp_path / "file").read_text() == content
 
 
+def test_what_is_no_file_of_records_is_not_read_as_one(tmp_path):
+    with pytest.raises(sl.SoftlookupError, match="cannot read .*: no such file"):
+        read_records(tmp_path / "none")
+    (tmp_path / "file").write_text('{"step": 1}\nmine\n')
+    with pytest.raises(sl.SoftlookupError, match="got another in line 2"):
+        read_records(tmp_path / "file")
+
+
 def test_numbers_of_others_are_taken_and_mistakes_are_one_line(tmp_path):
     with JSONLines(tmp_path / "watch.jsonl") as record:
         record(3, Seen(("entropy",)), loss=torch.tensor(1.5))

@@ -71,15 +71,19 @@ class LayerWeights:
         """With the gains (k,) of normalized queries and keys."""
         return replace(self, query=self.query * query.to(self.query), key=self.key * key.to(self.key))
 
-    def at_distance(self, distance: float, frequencies: Tensor) -> LayerWeights:
+    def at_distance(self, distance: float, frequencies: Tensor, interleaved: bool = False) -> LayerWeights:
         """As rotary positions have it for a key that many positions before its query: the first 2 F columns of queries are
-        rotated, column f with column f + F, by distance times frequency f (Su et al. 2021; in Hugging Face's layout)."""
-        half = len(frequencies)
-        if 2 * half > self.query.shape[2]:
-            raise SoftlookupError(f"geometry: expected at most {self.query.shape[2] // 2} frequencies, got {half}")
+        rotated, column f with column f + F, or interleaved, 2 f with 2 f + 1, by distance times frequency f (Su et al. 2021)."""
+        width, count = self.query.shape[2], len(frequencies)
+        if 2 * count > width:
+            raise SoftlookupError(f"geometry: expected at most {width // 2} frequencies, got {count}")
+        columns = torch.arange(2 * count)
+        first, second = (columns[::2], columns[1::2]) if interleaved else columns.chunk(2)
         cos, sin = (f(distance * frequencies.to(self.query)) for f in (torch.cos, torch.sin))
-        a, b, rest = self.query[..., :half], self.query[..., half : 2 * half], self.query[..., 2 * half :]
-        return replace(self, query=torch.cat([a * cos - b * sin, a * sin + b * cos, rest], -1))
+        a, b = self.query[..., first], self.query[..., second]
+        query = self.query.clone()
+        query[..., first], query[..., second] = a * cos - b * sin, a * sin + b * cos
+        return replace(self, query=query)
 
     def seen_by(self, spread: Tensor) -> LayerWeights:
         """What reads is weighted by the covariance of real inputs (`spread_of`), so that directions that never occur do not

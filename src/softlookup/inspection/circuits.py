@@ -60,9 +60,8 @@ def token_pairs(layers: Iterable[LayerWeights], network: nn.Module, tokenizer: A
     """Of every head of every layer; None where the model has no token embedding of the width that layers read.
 
     A pair has two ends, and attends from either to its own; told is the end to which some token's embedding lies nearer."""
-    getter: Any = getattr(network, "get_input_embeddings", None)
-    embedding = None if getter is None else getter()
-    if not isinstance(embedding, nn.Embedding) or tokenizer is None:
+    embedding = None if tokenizer is None else _embedding(network)
+    if embedding is None:
         return None
     rows = embedding.weight.detach().float().cpu()
     known = min(len(rows), len(tokenizer))
@@ -79,6 +78,16 @@ def token_pairs(layers: Iterable[LayerWeights], network: nn.Module, tokenizer: A
         each = zip(share, of_queries, of_keys, strict=True)
         found.append([TokenPair(x, _most(q, tokenizer), _most(k, tokenizer)) for x, q, k in each])
     return found
+
+
+def _embedding(network: nn.Module) -> nn.Embedding | None:
+    """Of tokens, where the network has one: transformers' way to it raises where a model reads something else."""
+    getter: Any = getattr(network, "get_input_embeddings", lambda: None)
+    try:
+        found = getter()
+    except NotImplementedError:
+        return None
+    return found if isinstance(found, nn.Embedding) else None
 
 
 def _most(scores: Tensor, tokenizer: Any) -> tuple[str, ...]:

@@ -54,15 +54,16 @@ class ModelGeometry:
         for number, each in enumerate(found):
             say("reading weights", number / len(found))
             layers.append(LayerGeometry.of(each, distance=distance))
-        weights = [each.weights for each in found]
+        weights = [each.at_distance(distance) for each in found]
         composed: tuple[Composition, ...] = ()
-        if len({x.query.shape[1] for x in weights}) == 1:  # else they do not write to one stream
+        two = getattr(getattr(network, "config", None), "is_encoder_decoder", False)
+        if len({x.query.shape[1] for x in weights}) == 1 and not two:  # else they do not write to one stream
             composed = strongest(weights, lambda share: say("compositions", share))
         say("tokens", None)
         return cls(
             model,
             tuple(layers),
-            distance if any(each.frequencies is not None for each in found) else None,
+            distance if any(each.rotary is not None for each in found) else None,
             composed,
             weights[0].query.shape[1] ** -0.5,
             token_pairs(weights, network, tokenizer),
@@ -145,9 +146,9 @@ def screen(geometry: ModelGeometry) -> RenderableType:
     parts.append(Text(f"{'measure':20s} {'chance':>7s} {'5 %':>7s} {'median':>7s} {'95 %':>7s}  least     most", "bold"))
     for name, meaning in MEANINGS.items():
         value, chance = geometry.all(name)
-        low, middle, high = value.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=value.dtype)).tolist()
-        least, most = (geometry.labels[int(k)] for k in (value.argmin(), value.argmax()))
-        numbers = " ".join(f"{x:7.3g}" for x in (float(chance.mean()), low, middle, high))
+        low, middle, high = value.nanquantile(torch.tensor([0.05, 0.5, 0.95], dtype=value.dtype)).tolist()
+        least, most = (geometry.labels[int(x.argmax())] for x in (-value.nan_to_num(torch.inf), value.nan_to_num(-torch.inf)))
+        numbers = " ".join(f"{x:7.3g}" for x in (float(chance.nanmean()), low, middle, high))
         parts += [
             Text(f"{meaning.title:20s} {numbers}  {least:8s}  {most}"),
             Flow(words((meaning.sentence, "dim")), " " * INDENT),

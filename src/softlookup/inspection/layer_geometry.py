@@ -33,9 +33,7 @@ class LayerGeometry:
     @classmethod
     def of(cls, layer: Projections, distance: float = 0.0) -> LayerGeometry:
         """distance: how many positions a key lies before its query, where positions are rotary."""
-        weights = layer.weights
-        if layer.frequencies is not None and distance:
-            weights = weights.at_distance(distance, layer.frequencies)
+        weights = layer.at_distance(distance)
         return cls(layer.path, weights.query.shape[2], measure(weights), likeness(weights), joint_rank(weights))
 
     @property

@@ -29,7 +29,7 @@ class WatchCallback(TrainerCallback):
         trainer = Trainer(model, …, callbacks=[WatchCallback(JSONLines("watch.jsonl"), steps=10)])
 
     Args:
-        recorders: called every `steps` optimizer steps with what was seen since the last time.
+        recorders: called every `steps` optimizer steps, and before an evaluation, with what was seen since the last time.
         steps: how many; `every` (of `watch`) leaves out forward passes in between.
         alarms: judged at the same steps; by default `Alarms()`. on_alarm: called with each alarm that is raised or cleared; by
             default it is logged as a warning by the logger "softlookup".
@@ -61,7 +61,15 @@ class WatchCallback(TrainerCallback):
         self.seen = self._open.enter_context(watch(model, **self._watching))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.seen is None or state.global_step % self._steps or not any(x.count for x in self.seen.layers.values()):
+        if state.global_step % self._steps == 0 or control.should_evaluate:  # before an evaluation is seen
+            self._observe(state)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if control.should_evaluate:
+            self._observe(state)
+
+    def _observe(self, state: Any) -> None:
+        if self.seen is None or not any(x.count for x in self.seen.layers.values()):
             return
         for alarm in self._alarms(state.global_step, self.seen):
             self._on_alarm(alarm)

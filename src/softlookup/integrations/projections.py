@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,19 +68,33 @@ class Parts:
 
 
 @dataclass(frozen=True, eq=False)
+class Rotary:
+    """Rotary positions: frequencies (F,), and whether neighbouring columns are paired, not those half a width apart."""
+
+    frequencies: Tensor
+    interleaved: bool
+
+
+@dataclass(frozen=True, eq=False)
 class Projections:
-    """One attention layer. frequencies: (F,) of rotary positions, None where there are none; reader: as `Parts` has it."""
+    """One attention layer. rotary: None where there are no rotary positions that can be read; reader: as `Parts` has it."""
 
     path: str
     weights: LayerWeights
-    frequencies: Tensor | None
+    rotary: Rotary | None
     reader: nn.Module
+
+    def at_distance(self, distance: float) -> LayerWeights:
+        """The weights as rotary positions have them for a key that many positions before its query; as they are without."""
+        if self.rotary is None or not distance:
+            return self.weights
+        return self.weights.at_distance(distance, self.rotary.frequencies, self.rotary.interleaved)
 
 
 def projections(model: nn.Module) -> list[Projections]:
     """Every attention layer's projections, in the order of the model's modules. Raises as `parts` does."""
     frequencies = _frequencies(model)
-    return [Projections(part.path, part.weights, frequencies, part.reader) for part in parts(model)]
+    return [Projections(x.path, x.weights, _rotary(x.module, frequencies), x.reader) for x in parts(model)]
 
 
 def parts(model: nn.Module) -> list[Parts]:
@@ -232,3 +247,11 @@ def _frequencies(model: nn.Module) -> Tensor | None:
     if not tables or any(not torch.equal(x, tables[0]) for x in tables):
         return None
     return tables[0].detach().double().cpu()
+
+
+def _rotary(module: nn.Module, frequencies: Tensor | None) -> Rotary | None:
+    """Which columns transformers pairs: what the function that its modeling files have for it makes of four numbers."""
+    rotate = getattr(sys.modules[type(module).__module__], "rotate_half", None)
+    if frequencies is None or rotate is None:
+        return None
+    return Rotary(frequencies, interleaved=rotate(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [-2, 1, -4, 3])

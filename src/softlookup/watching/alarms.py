@@ -107,7 +107,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "logit growth",
         "largest logit, times what it was 50 observations ago",
-        lambda layer: layer.max("max_logit").clamp(min=10.0),  # below 10 nothing is at stake: growth from there
+        lambda layer: layer.max("max_logit").clamp(min=20.0),  # below 20 nothing is at stake: growth from there
         ("max_logit",),
         raised=3.0,
         cleared=1.5,

@@ -94,9 +94,17 @@ class JSONLines:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """The whole records of a file that `JSONLines` wrote, also while it is being written."""
-    content = Path(path).expanduser().read_bytes()
-    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+    """The whole records of a file that `JSONLines` wrote, also while it is being written. Raises `SoftlookupError` where it
+    cannot be read, or holds something else."""
+    try:
+        content = Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise SoftlookupError(f"cannot read {path}: {reason(error)}") from error
+    lines = content[: content.rfind(b"\n") + 1].splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.startswith(_OWN):
+            raise SoftlookupError(f"{path}: expected a file of records, got another in line {number}")
+    return [json.loads(line) for line in lines]
 
 
 _OWN = b'{"step": '
