@@ -79,8 +79,8 @@ def best(folder: Path, model: str) -> float:
 def train(folder: Path, only: list[str]) -> None:
     """The runs of the comparison."""
     for name in only or RUNS:
-        model, seed = name.split("-")
-        rate = best(folder, model)
+        model, seed, *half = name.split("-")
+        rate = best(folder, model) / (2 if half else 1)
         config = Config(model=model, options=OPTIONS[model], rate=rate, epochs=10, batch=128, seed=int(seed), threads=1)
         print(f"{name:14s} rate {rate}  dev WER {error(folder / name, config):.2%}", flush=True)
 

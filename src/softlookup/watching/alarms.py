@@ -122,9 +122,9 @@ RULES: tuple[Rule, ...] = (
         "mean entropy / log(visible)",
         _mean("entropy_ratio"),
         ("entropy_ratio",),
-        # n^0.02: one key and a sixth on average, of 2,048.
-        raised=0.02,
-        cleared=0.05,
+        # n^0.01: one key and a twelfth on average, of 2,048. Heads that read the previous token alone come close in health.
+        raised=0.01,
+        cleared=0.03,
         above=False,
         patience=10,
         meaning="Every query reads a single key; the head has stopped comparing.",
