@@ -73,7 +73,7 @@ class LayerWeights:
 
     def at_distance(self, distance: float, frequencies: Tensor, interleaved: bool = False) -> LayerWeights:
         """As rotary positions have it for a key that many positions before its query: the first 2 F columns of queries are
-        rotated, column f with column f + F, or interleaved, 2 f with 2 f + 1, by distance times frequency f (Su et al. 2021)."""
+        rotated, column f with f + F, or interleaved, 2 f with 2 f + 1, by distance times frequency f (Su et al. 2021)."""
         width, count = self.query.shape[2], len(frequencies)
         if 2 * count > width:
             raise SoftlookupError(f"geometry: expected at most {width // 2} frequencies, got {count}")

@@ -45,9 +45,9 @@ def watch(
     cheap set by default. probes: called with each attention `Call`, in order, without gradients.
 
     rows: "all", or how many query positions of each call to look at. The model's own kernel then computes its output, on any
-    device, and the statistics are exact for positions drawn at random (`seed`): means over them are unbiased, with a
-    standard error (`stderr`); extremes are those of the sample. By default all where the native engine runs (on a CPU) or
-    keep is not "heads", else 64. every: of so many forward passes (calls of the model, or of modules of it
+    device, and the statistics are exact for some, an eighth of them the first, the others drawn at random (`seed`): means are
+    unbiased, with a standard error (`stderr`); extremes are those of the sample. By default all where the native engine runs
+    (on a CPU) or keep is not "heads", else 64. every: of so many forward passes (calls of the model, or of modules of it
     that are called by themselves) the first is looked at, and the others are left alone.
 
     Queries that are padding, or see no key, count in nothing. A decoding step counts its one query. Calls by other

@@ -115,10 +115,10 @@ class Watcher:
         layer = self.paths.label(sighting.frame.path)
         call = Call(layer, query, key, value, arguments, sighting.rows, sighting.cross)
         if stats is None:
-            part, among = self._sampler.sample(call)
+            part, sample = self._sampler.sample(call)
             names = _named({*self.seen.stats}, call.cross)
             _, stats = attend(part.query, part.key, part.value, **part.arguments, stats=names)
-            self.seen.record(part, stats, among)
+            self.seen.record(part, stats, sample)
         else:
             self.seen.record(call, stats)
         for probe in self.probes:

@@ -27,7 +27,11 @@ def soft_cap_(model: nn.Module, cap: float = 50.0) -> nn.Module:
     Returns: the model itself.
     """
     ScaledDot(softcap=cap)  # raises before anything is changed
-    return _rescored(model, lambda part, old: _SSMax(part.module, cap) if isinstance(old, _SSMax) else ScaledDot(cap, old.ssmax))
+
+    def score(part: Parts, old: ScaledDot) -> ScaledDot:
+        return _SSMax(part.module, cap) if isinstance(old, _SSMax) else ScaledDot(cap, old.ssmax)
+
+    return _rescored(model, score)
 
 
 def ssmax_(model: nn.Module, length: int) -> nn.Module:
@@ -53,7 +57,7 @@ def ssmax_(model: nn.Module, length: int) -> nn.Module:
 
 
 class _SSMax(ScaledDot):
-    """SSMax whose kappa is the parameter `ssmax` of a module, read there at each call: whatever is assigned to it later counts."""
+    """SSMax whose kappa is the parameter `ssmax` of a module, read there at each call: what is assigned to it later counts."""
 
     def __init__(self, module: nn.Module, softcap: float | None):
         super().__init__(softcap)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import SoftlookupError
 from .moments import Moments
-from .sampling import spread_of_sum
+from .sampling import Sample, spread_of_sum
 from .sketch import QuantileSketch, add_all
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class LayerSeen:
         """Queries counted, in the head that saw most."""
         return int(self.counts.max()) if self.heads else 0
 
-    def add(self, stats: Stats, rows: Tensor | None, among: int | None = None) -> None:
-        """Fold in one call: `stats` of shape (..., H, L), with `visible` among them; rows (B, L), True where real; among: how
-        many positions these L were drawn from, None where they are all.
+    def add(self, stats: Stats, rows: Tensor | None, sample: Sample | None = None) -> None:
+        """Fold in one call: `stats` of shape (..., H, L), with `visible` among them; rows (B, L), True where real; sample: how
+        these L positions were chosen, None where they are all.
         """
         self.calls += 1
         seen = torch.stack([_single(getattr(stats, name)) for name in self.stats])
@@ -62,11 +62,16 @@ class LayerSeen:
             counted = counted & rows.to("cpu")[:, None, :]
         if self._keep == "graph":
             self._graph = stats, counted
-        weight, spread = 1.0, torch.zeros(())
-        if among is not None and among > seen.shape[-1]:
-            weight, spread = among / seen.shape[-1], spread_of_sum(seen, counted, among)
         if self._keep == "rows":
             self._rows = torch.where(counted, seen, math.nan)
+        first = seen.shape[-1] if sample is None else sample.first
+        self._fold(seen[..., :first], counted[..., :first])
+        if sample is not None and sample.among:
+            drawn, some = seen[..., first:], counted[..., first:]
+            self._fold(drawn, some, sample.among / drawn.shape[-1], spread_of_sum(drawn, some, sample.among))
+
+    def _fold(self, seen: Tensor, counted: Tensor, weight: float = 1.0, spread: Tensor | float = 0.0) -> None:
+        """seen (T, B, H, L), counted (B, H, L); weight and spread: as `Moments.of` has them."""
         values, counted = seen.transpose(1, 2).flatten(2), counted.transpose(0, 1).flatten(1)  # (T, H, N), (H, N)
         some: Tensor | None = counted
         if bool((counted == counted[:1]).all()):  # as nearly always: the same queries count in every head

@@ -9,6 +9,7 @@ from ..errors import SoftlookupError
 from .call import Call
 from .frame import load_pandas
 from .layer import LayerSeen
+from .sampling import Sample
 from .table import Table, table_of
 
 if TYPE_CHECKING:
@@ -27,12 +28,12 @@ class Seen:
         self.keep = keep
         self.layers: dict[str, LayerSeen] = {}
 
-    def record(self, call: Call, stats: Stats, among: int | None = None) -> None:
-        """Fold in one call with the statistics that `attend` gave for it (`visible` among them); among: how many query
-        positions those of the call were drawn from, None where they are all.
+    def record(self, call: Call, stats: Stats, sample: Sample | None = None) -> None:
+        """Fold in one call with the statistics that `attend` gave for it (`visible` among them); sample: how its query
+        positions were chosen, None where they are all.
         """
         heads = call.query.shape[-3]
-        self._layer(call.layer, heads, call.cross).add(stats, call.rows, among)
+        self._layer(call.layer, heads, call.cross).add(stats, call.rows, sample)
 
     def clear(self) -> None:
         """Forget what was seen; what follows is of the calls from now on, as of one step of training."""
