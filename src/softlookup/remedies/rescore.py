@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,8 @@ class _SSMax(ScaledDot):
         return False
 
     def lower(self, query: Tensor, key: Tensor) -> Product:
-        return replace(super().lower(query, key), ssmax=self._module.ssmax)
+        kappa: Any = self._module.ssmax
+        return replace(super().lower(query, key), ssmax=kappa)
 
 
 def _rescored(model: nn.Module, score: Callable[[Parts, ScaledDot], ScaledDot]) -> nn.Module:
