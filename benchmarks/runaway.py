@@ -74,12 +74,12 @@ def text() -> Tensor:
     return torch.tensor(list("\n".join(topics[name] for name in sorted(topics)).encode()))
 
 
-def batches(seed: int, steps: int) -> Iterator[Tensor]:
+def batches(seed: int, steps: int, length: int = LENGTH) -> Iterator[Tensor]:
     """(B, L + 1) pieces from anywhere in the text."""
     data, random = text(), torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        start = torch.randint(len(data) - LENGTH - 1, (BATCH,), generator=random)
-        yield data[start[:, None] + torch.arange(LENGTH + 1)]
+        start = torch.randint(len(data) - length - 1, (BATCH,), generator=random)
+        yield data[start[:, None] + torch.arange(length + 1)]
 
 
 def train(run: Run, steps: int = STEPS) -> dict[str, Any]:

@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from runaway import text
+from runaway import batches
+from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import softlookup as sl
 
-WIDTH, HEADS, LAYERS, LENGTH, BATCH, STEPS = 64, 2, 2, 64, 16, 200
+WIDTH, HEADS, LAYERS, LENGTH, STEPS = 64, 2, 2, 64, 200
 WIDTHS = (8, 16, 32, 64, 128, 256)
 SCALES = {"1": lambda d: 1.0, "1/sqrt(d_k)": lambda d: d**-0.5, "1/d_k": lambda d: 1 / d}
 RATES = [2.0 ** (-x / 2) for x in range(8, 25)]  # 1/16 to 1/4096 in half octaves
@@ -72,15 +73,12 @@ class GPT(nn.Module):
 def train(d_k: int, scale: str, rate: float, seed: int, probing: bool) -> dict[str, Any]:
     """The loss of the last 20 steps; with probing, also the norm of the loss's gradient with respect to the scores."""
     torch.manual_seed(seed)
-    model, data = GPT(d_k, SCALES[scale](d_k)), text()
-    random = torch.Generator().manual_seed(seed)
+    model = GPT(d_k, SCALES[scale](d_k))
     optimizer = torch.optim.Adam(model.parameters(), rate, betas=(0.9, 0.95), fused=True)
     losses, norms = [], []
-    for step in range(STEPS):
+    for step, batch in enumerate(batches(seed, STEPS, LENGTH)):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 10)
-        start = torch.randint(len(data) - LENGTH - 1, (BATCH,), generator=random)
-        batch = data[start[:, None] + torch.arange(LENGTH + 1)]
         optimizer.zero_grad()
         loss = F.cross_entropy(model(batch[:, :-1], probing).flatten(0, 1), batch[:, 1:].flatten())
         loss.backward()
@@ -92,15 +90,50 @@ def train(d_k: int, scale: str, rate: float, seed: int, probing: bool) -> dict[s
     return {"loss": float(np.mean(losses[-20:])), "first": norms[:1], "norm": norm}
 
 
-def wanted(seeds: list[int]) -> list[dict[str, Any]]:
-    """All runs: the gradients at one rate, and the search of the best rate."""
-    kinds = [{"d_k": d_k, "scale": scale, "seed": seed} for seed in seeds for scale in SCALES for d_k in WIDTHS]
-    probed = [kind | {"rate": GRADIENT_RATE, "probing": True} for kind in kinds]
-    return probed + [kind | {"rate": rate, "probing": False} for kind in kinds for rate in RATES]
+class Runs:
+    """The file of runs: what is there is not made again."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.all: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def get(self, d_k: int, scale: str, rate: float, seed: int, probing: bool) -> dict[str, Any]:
+        """A run, made if it has to be."""
+        run = {"d_k": d_k, "scale": scale, "seed": seed, "rate": rate, "probing": probing}
+        found = next((x for x in self.all if {name: x[name] for name in run} == run), None)
+        if found is None:
+            found = run | train(**run)
+            with self.path.open("a") as out:
+                out.write(json.dumps(found) + "\n")
+            self.all.append(found)
+        return found
+
+    def loss(self, d_k: int, scale: str, rate: float, seeds: list[int]) -> float:
+        """Mean over seeds; not a number counts as 99."""
+        return float(np.mean([np.nan_to_num(self.get(d_k, scale, rate, seed, False)["loss"], nan=99.0) for seed in seeds]))
+
+    def best(self, d_k: int, scale: str, seeds: list[int]) -> tuple[float, float]:
+        """The rate with the least loss, and that: sought from the middle until two rates on either side are worse."""
+        at, losses = len(RATES) // 2, {}
+        while True:
+            near = [n for n in range(at - 2, at + 3) if 0 <= n < len(RATES)]
+            losses |= {n: self.loss(d_k, scale, RATES[n], seeds) for n in near if n not in losses}
+            least = min(losses, key=losses.__getitem__)
+            if least == at:
+                return RATES[at], losses[at]
+            at = least
 
 
-def key(run: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(run[name] for name in ("d_k", "scale", "rate", "seed", "probing"))
+def run(runs: Runs, seeds: list[int]) -> None:
+    """The gradients at one rate, and the search of the best rate."""
+    kinds = [(d_k, scale) for scale in SCALES for d_k in WIDTHS]
+    for seed in seeds:
+        for d_k, scale in kinds:
+            runs.get(d_k, scale, GRADIENT_RATE, seed, True)
+    for d_k, scale in kinds:
+        rate, loss = runs.best(d_k, scale, seeds)
+        print(f"d_k {d_k:3d} scale {scale:12s} best rate {rate:.5f}, loss {loss:.3f}", flush=True)
 
 
 def slope(points: list[tuple[float, float]]) -> tuple[float, float, float]:
@@ -110,26 +143,21 @@ def slope(points: list[tuple[float, float]]) -> tuple[float, float, float]:
     b = float(centred @ y / (centred @ centred))
     rest = y - y.mean() - b * centred
     error = math.sqrt(rest @ rest / (len(x) - 2) / (centred @ centred))
-    half = 2.048 * error if len(x) == 30 else 2.2 * error  # Student's t with n - 2 degrees of freedom: 30 runs have 28
+    half = float(student.ppf(0.975, len(x) - 2)) * error
     return b, b - half, b + half
 
 
-def report(found: list[dict[str, Any]]) -> None:
+def report(runs: Runs, seeds: list[int]) -> None:
     for scale in SCALES:
-        probed = [x for x in found if x["scale"] == scale and x["probing"]]
+        probed = [x for x in runs.all if x["scale"] == scale and x["probing"] and x["seed"] in seeds]
         for name, of in (("in training", lambda x: x["norm"]), ("at the first step", lambda x: x["first"][0])):
             b, low, high = slope([(math.log(x["d_k"]), math.log(of(x))) for x in probed])
             print(f"scale {scale:12s} slope of log gradient norm on log d_k {name:18s} {b:6.3f} (95 % {low:.3f} to {high:.3f})")
-        best = {}
-        for d_k in WIDTHS:
-            losses = {}
-            for x in found:
-                if (x["scale"], x["d_k"], x["probing"]) == (scale, d_k, False):
-                    losses.setdefault(x["rate"], []).append(x["loss"])
-            means = {rate: float(np.mean(np.nan_to_num(each, nan=99.0))) for rate, each in losses.items()}
-            best[d_k] = min(means, key=means.__getitem__)
-            print(f"    d_k {d_k:3d}: best rate {best[d_k]:.5f}, loss {means[best[d_k]]:.3f}")
-        print(f"    best rates differ {max(best.values()) / min(best.values()):.1f} times")
+        best = {d_k: runs.best(d_k, scale, seeds) for d_k in WIDTHS}
+        for d_k, (rate, loss) in best.items():
+            print(f"    d_k {d_k:3d}: best rate {rate:.5f}, loss {loss:.3f}")
+        rates = [rate for rate, _ in best.values()]
+        print(f"    best rates differ {max(rates) / min(rates):.1f} times")
 
 
 def main() -> None:
@@ -139,16 +167,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, nargs="*", default=list(range(5)))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    if args.what == "report":
-        report(found)
-        return
-    done = {key(x) for x in found}
-    with args.out.open("a") as out:
-        for run in wanted(args.seed):
-            if key(run) not in done:
-                out.write(json.dumps(run | train(**run)) + "\n")
-                out.flush()
+    {"run": run, "report": report}[args.what](Runs(args.out), args.seed)
 
 
 if __name__ == "__main__":
