@@ -43,7 +43,7 @@ void differentiate(float* scores, float* dp, const uint8_t* bits, Span at, Count
         if (STATISTICS) {
             c1 = load(all.c1 + lane), c2 = load(all.c2 + lane), c3 = load(all.c3 + lane), c4 = load(all.c4 + lane);
             c5 = load(all.c5 + lane), sink = load(all.sink + lane), distance = load(all.distance + lane);
-            for (int l = 0; l < LANES; ++l) i[l] = (float)(at.query - at.key + lane + l);
+            i = at.queries_from(lane);
         }
         for (int64_t j = 0; j < at.keys; ++j) {
             float *s = scores + j * ROW + lane, *d = dp + j * ROW + lane;
@@ -183,7 +183,7 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                     product(part.keys, lanes, l.value_width, {v + part.key * l.value.row, l.value.row, 1},
                             head.upstream_columns + panel * l.value_width * ROW + at0, ROW, dp + at0, ROW, nullptr);
                     drop(l, here, dp);
-                    const Span at{l.key_position + here.key, part.keys, l.query_position + first, at0, part.lane1, here.key};
+                    const Span at{l.key_position + here.key, part.keys, l.query_position + first, at0, part.lane1, here.key, queries_of(l, first)};
                     const Coefficients& c = coefficients[panel];
                     const uint8_t* bits = from_key(hidden, part.key);
                     if (statistics)

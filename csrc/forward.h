@@ -43,7 +43,8 @@ inline bool forward_panel(const sl_lookup& l, const sl_summary& out, int64_t b, 
         for_each_part(hidden, keys, lanes, [&](Part part) {
             const Block here{b, h, key + part.key, part.keys, first, rows, part.lane0, part.lane1};
             make.scores(l, 0, part, here, scores);
-            const Span at{l.key_position + here.key, part.keys, l.query_position + first, part.lane0, part.lane1, here.key};
+            const Span at{l.key_position + here.key, part.keys,   l.query_position + first, part.lane0,
+                          part.lane1,                here.key, queries_of(l, first)};
             if (hidden)
                 add_block<true>(scores, from_key(hidden, part.key), at, counted, l.statistics, all);
             else

@@ -42,10 +42,18 @@ struct Moments {
     void merge(int64_t at, const Sums& sum, F near, F mean_before, F flat_near, F flat_before, F sink_here);
 };
 
-// What is at hand of a block: position of its first key, number of keys, position of the panel's first query, lanes, and the row
-// of its first key among the keys.
+// What is at hand of a block: position of its first key, number of keys, position of the panel's first query, lanes, the row of
+// its first key among the keys, and the position of each of the panel's queries where they are not consecutive (else null).
 struct Span {
     int64_t key, keys, query, lane0, lane1, row;
+    const int64_t* queries;
+
+    // Positions of the queries from `lane` on, counted from the block's first key.
+    F queries_from(int64_t lane) const {
+        F i;
+        for (int l = 0; l < LANES; ++l) i[l] = (float)((queries ? queries[lane + l] : query + lane + l) - key);
+        return i;
+    }
 };
 
 struct Counted {
@@ -176,7 +184,7 @@ void weigh_and_measure(float* scores, Span at, Counted counted, Moments& all) {
     in_groups<WEIGHT_GROUP>(at, [&](auto group, int64_t lane) {
         constexpr int GROUP = decltype(group)::value;
         F m[GROUP], mean_before[GROUP], near[GROUP], flat_mean[GROUP], flat_before[GROUP], sink[GROUP] = {};
-        F i[GROUP];  // the query's position, counted from the block's first key
+        F i[GROUP];
         Sums sums[GROUP];
         for (int g = 0; g < GROUP; ++g) {
             const int64_t of = lane + g * LANES;
@@ -192,7 +200,7 @@ void weigh_and_measure(float* scores, Span at, Counted counted, Moments& all) {
             // A block with more keys than all before it has its own middle: squares from elsewhere could cancel.
             F n_here = load(all.seen + of);
             if (any(n_before < n_here)) flat_mean[g] = n_before < n_here ? middle<MASKED>(scores + of, at.keys, n_here) : flat_mean[g];
-            for (int l = 0; l < LANES; ++l) i[g][l] = (float)(at.query - at.key + of + l);
+            i[g] = at.queries_from(of);
         }
         for (int64_t j = 0; j < at.keys; ++j) {
             float* s = scores + j * ROW + lane;
@@ -261,7 +269,9 @@ void add_block(float* scores, const uint8_t* bits, Span at, Counted counted, boo
         return;
     }
     find_top<MASKED, true>(scores, bits, at, all);
-    if (at.key + at.keys - 1 <= at.query + at.lane0)
+    if (at.queries)
+        weigh_and_measure<MASKED, Side::STRADDLES>(scores, at, counted, all);
+    else if (at.key + at.keys - 1 <= at.query + at.lane0)
         weigh_and_measure<MASKED, Side::BEFORE>(scores, at, counted, all);
     else if (at.key >= at.query + at.lane1 - 1)
         weigh_and_measure<MASKED, Side::AFTER>(scores, at, counted, all);

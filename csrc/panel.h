@@ -17,6 +17,9 @@ inline const float* row_of(const sl_tensor& x, int64_t b, int64_t h, int64_t row
 // How many queries the panel that begins at `first` has.
 inline int64_t rows_of(const sl_lookup& l, int64_t first) { return l.queries - first < SL_QUERIES ? l.queries - first : SL_QUERIES; }
 
+// Their positions where they are not consecutive, else null.
+inline const int64_t* queries_of(const sl_lookup& l, int64_t first) { return l.query_positions ? l.query_positions + first : nullptr; }
+
 inline int64_t padded(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
 
 // Rows as they are, or a copy padded with zeros to whole vectors.

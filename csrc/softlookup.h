@@ -60,7 +60,7 @@ struct sl_lookup {
     const uint8_t* seen;  // sl_decode: bytes (B, H, L, S) with strides, 1 where visible; null where all is
     int64_t seen_batch, seen_head, seen_row;
     int64_t query_position, key_position;  // of the first query and key: distances are |i - j|
-    const int64_t* query_positions;        // sl_decode: (L,) of each
+    const int64_t* query_positions;        // of each, (L,) padded to whole panels; null where they are consecutive, but in sl_decode
     const int64_t* first_sink;             // (B,) position of the first of the `sinks` keys that sink_mass counts
     int64_t sinks;
     int32_t statistics;                    // 0: average, max_logit, log_z and visible only

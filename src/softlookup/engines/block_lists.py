@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..masks import Cover, Everything, Mask, is_relative, key_of
+from ..masks import Cover, Dense, Everything, Mask, is_relative, key_of
 from ..problem import Problem
 from ..tile import Region, Tile
 from .library import KEYS, QUERIES
@@ -37,6 +37,19 @@ class BlockLists:
 def block_lists(problem: Problem) -> BlockLists:
     """The lists of a problem whose queries stand at consecutive positions."""
     return _kept(problem, _lists)
+
+
+def written_out(problem: Problem) -> Problem:
+    """The problem with its mask as a tensor and its queries counted from 0, wherever they stand."""
+    batch, heads, length, _ = problem.query.shape
+    keys, positions = problem.key.shape[2], problem.place.positions(length, problem.query.device)
+    place = replace(problem.place, queries=0, total_keys=keys)
+    if isinstance(problem.mask, Everything):
+        return replace(problem, place=place)
+    region = Region(0, batch, 0, heads, 0, length, int(positions.min()), int(positions.max()) + 1, 0, keys)
+    seen = problem.mask.visible(Tile(region, positions, heads))
+    mask = Dense(seen[(None,) * (4 - seen.ndim)].expand(-1, -1, length, keys))
+    return replace(problem, mask=mask, place=place)
 
 
 _KEPT: dict[tuple, Any] = {}

@@ -6,7 +6,7 @@ import ctypes
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..biases import Bias, DenseBias
 from ..masks import hidden
@@ -14,7 +14,7 @@ from ..problem import Problem
 from ..scores import AdditiveForm, LorentzDistance, Product, SoftCap
 from ..summary import DERIVED, Summary, source
 from . import library, streaming
-from .block_lists import all_pairs, block_lists
+from .block_lists import all_pairs, block_lists, written_out
 from .dropout import mixed_seed, threshold
 from .node import ALWAYS, Readings, summarize
 
@@ -25,6 +25,8 @@ FEW, SOME = 3, 16
 mostly empty: they read keys once for all query heads, and cut them into parts for the threads."""
 SHORT = 512
 """Keys up to which a differentiated call takes the kernels for few queries: they do not cut keys into parts for the threads."""
+SCATTERED = 2**22
+"""Pairs up to which queries may stand anywhere: what they see is written out then."""
 MOST_PARTS = 2**23
 """Numbers in the query gradients of all parts of the keys together."""
 
@@ -35,6 +37,7 @@ def refusal(problem: Problem) -> str | None:
     if found is None:
         return why
     form, query = problem.form, problem.query
+    length = query.shape[2]
     if query.device.type != "cpu":
         return f"it runs on the CPU, and the inputs are on {query.device}"
     if problem.accumulate != torch.float32:
@@ -47,11 +50,16 @@ def refusal(problem: Problem) -> str | None:
         return "it adds biases by tensor or by i - j only"
     if problem.hard:
         return "its temperature is above 0"
-    if isinstance(problem.place.queries, Tensor):
-        return "its queries stand at consecutive positions"
+    if isinstance(problem.place.queries, Tensor) and (length * problem.key.shape[2] > SCATTERED or not _by_place(problem)):
+        return "where queries stand anywhere it takes few of them, and all keys, without dropout or ALiBi"
     if max(query.shape[-1], problem.value.shape[-1]) > WIDEST:
         return f"it takes widths up to {WIDEST}, got {query.shape[-1]} and {problem.value.shape[-1]}"
     return None
+
+
+def _by_place(problem: Problem) -> bool:
+    """Whether nothing but the mask and distances depends on where queries stand."""
+    return problem.place.key_offset == 0 and problem.dropout is None and all(isinstance(x, DenseBias) for x in problem.biases)
 
 
 def runs_on(device: torch.device) -> bool:
@@ -77,7 +85,7 @@ def few_queries(problem: Problem) -> bool:
 def comes_back_by_rows(problem: Problem) -> bool:
     """Whether the backward for few queries gives all gradients that are wanted."""
     learned = any(bias.tensor.requires_grad for bias in problem.biases) or isinstance(problem.temperature, Tensor)
-    return problem.key.shape[2] <= SHORT and not learned
+    return problem.key.shape[2] <= SHORT and not learned and isinstance(problem.place.queries, int)
 
 
 def forward(problem: Problem, few: bool = False, derived: tuple[str, ...] = ()) -> Readings:
@@ -298,6 +306,10 @@ def _parts(problem: Problem, dense: Tensor | None) -> int:
 def lookup_of(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[object, ...]] | None:
     """The problem as the kernels take it, and what must live as long as that; None where a bias is not finite."""
     form, temperature = problem.form, problem.temperature
+    positions = problem.place.positions(problem.query.shape[2], problem.query.device)
+    scattered = isinstance(problem.place.queries, Tensor)
+    if scattered:
+        problem = written_out(problem)
     assert isinstance(form, Product | AdditiveForm) and isinstance(problem.place.queries, int)
     query, key, value = (_readable(x) for x in (form.query, form.key, problem.value))
     batch, heads, length, width = query.shape
@@ -355,15 +367,16 @@ def lookup_of(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[object
     if dense is not None:
         lookup.dense = dense.data_ptr()
         lookup.dense_batch, lookup.dense_head, lookup.dense_row, lookup.dense_column = dense.stride()
-    kept = query, key, value, weight, coolness, bias, relative, dense, firsts
+    if few or scattered:
+        positions = nn.functional.pad(positions.contiguous(), (0, -length % library.QUERIES))
+        lookup.query_positions = positions.data_ptr()
+    kept = query, key, value, weight, coolness, bias, relative, dense, firsts, positions
     visible: object
     if few:
         visible = seen = all_pairs(problem)
-        positions = problem.place.positions(length, query.device)
-        lookup.query_positions = positions.data_ptr()
         if seen is not None:
             lookup.seen, (lookup.seen_batch, lookup.seen_head, lookup.seen_row) = seen.data_ptr(), seen.stride()[:3]
-        return lookup, (*kept, visible, positions)
+        return lookup, (*kept, visible)
     visible = lists = block_lists(problem)
     arrays = (lists.pattern, lists.start, lists.block, lists.bits_of, lists.bits)
     lookup.blocks = library.Blocks(*(x.ctypes.data for x in arrays))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import SoftlookupError
 from .moments import Moments
-from .sampling import Sample, spread_of_sum
+from .sampling import Sample
 from .sketch import QuantileSketch, add_all
 
 if TYPE_CHECKING:
@@ -64,21 +64,16 @@ class LayerSeen:
             self._graph = stats, counted
         if self._keep == "rows":
             self._rows = torch.where(counted, seen, math.nan)
-        first = seen.shape[-1] if sample is None else sample.first
-        self._fold(seen[..., :first], counted[..., :first])
-        if sample is not None and sample.among:
-            drawn, some = seen[..., first:], counted[..., first:]
-            self._fold(drawn, some, sample.among / drawn.shape[-1], spread_of_sum(drawn, some, sample.among))
-
-    def _fold(self, seen: Tensor, counted: Tensor, weight: float = 1.0, spread: Tensor | float = 0.0) -> None:
-        """seen (T, B, H, L), counted (B, H, L); weight and spread: as `Moments.of` has them."""
+        weight, spread = (None, 0.0) if sample is None or not sample.among else sample.weigh(seen, counted)
+        weights = None if weight is None else weight.repeat(seen.shape[1])
         values, counted = seen.transpose(1, 2).flatten(2), counted.transpose(0, 1).flatten(1)  # (T, H, N), (H, N)
         some: Tensor | None = counted
         if bool((counted == counted[:1]).all()):  # as nearly always: the same queries count in every head
-            values, some = values[..., counted[0]], None
+            which = counted[0]
+            values, some, weights = values[..., which], None, None if weights is None else weights[which]
         if values.shape[-1]:
-            self._moments = self._moments.merge(Moments.of(values, some, weight, spread))
-            add_all(self._sketches, values, some, weight)
+            self._moments = self._moments.merge(Moments.of(values, some, weights, spread))
+            add_all(self._sketches, values, some, weights)
 
     def merge(self, other: LayerSeen) -> None:
         """Add what was seen of the same layer elsewhere, as by another process; rows of the last call stay this one's."""

@@ -40,25 +40,27 @@ class Moments:
 
     @classmethod
     def of(
-        cls, values: Tensor, counted: Tensor | None = None, weight: float = 1.0, spread: Tensor | float = 0.0
+        cls, values: Tensor, counted: Tensor | None = None, weight: Tensor | None = None, spread: Tensor | float = 0.0
     ) -> Moments:
         """Moments of `values` (T, H, N > 0) over the entries where `counted` (H, N) is True, all by default; each of which
-        stands for `weight` values, and their sum has the variance `spread` for that.
+        stands for `weight` (N,) values, 1 by default, and their sum has the variance `spread` (T, H) for that.
         """
-        spread = torch.zeros(values.shape[:2], dtype=torch.float64) + spread * weight**2
-        if counted is None:
+        spread = torch.zeros(values.shape[:2], dtype=torch.float64) + spread
+        if counted is None and weight is None:
             variance, mean = torch.var_mean(values.double(), -1, correction=0)
             lowest, highest = torch.aminmax(values, dim=-1)
             count = torch.full(values.shape[1:2], values.shape[2])
-            weights = count.double() * weight
-            return cls(count, weights, mean, variance * weights, lowest.double(), highest.double(), spread)
+            return cls(count, count.double(), mean, variance * count, lowest.double(), highest.double(), spread)
         values = values.double()
-        count = counted.sum(-1)
-        mean = torch.where(counted, values, 0.0).sum(-1) / count.clamp(min=1)
-        m2 = torch.where(counted, values - mean[..., None], 0.0).square().sum(-1)
+        counted = torch.ones(values.shape[1:], dtype=torch.bool) if counted is None else counted
+        each = counted.double() if weight is None else counted * weight.double()  # (H, N)
+        total = each.sum(-1)
+        # What does not count must not meet a weight of 0: it may be infinite.
+        mean = (torch.where(counted, values, 0.0) * each).sum(-1) / torch.where(total > 0, total, 1.0)
+        m2 = (torch.where(counted, values - mean[..., None], 0.0).square() * each).sum(-1)
         lowest = torch.where(counted, values, math.inf).amin(-1)
         highest = torch.where(counted, values, -math.inf).amax(-1)
-        return cls(count, count.double() * weight, mean, m2 * weight, lowest, highest, spread)
+        return cls(counted.sum(-1), total, mean, m2, lowest, highest, spread)
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of queries together."""

@@ -27,6 +27,15 @@ class Sample:
     first: int
     among: int
 
+    def weigh(self, values: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """(R,) for how many positions each of the R looked at stands, and (T, H) the variance of sums over all for that; values
+        and counted as `spread_of_sum` has them."""
+        drawn = values.shape[-1] - self.first
+        weight = torch.ones(values.shape[-1], dtype=torch.float64)
+        weight[self.first :] = self.among / drawn
+        spread = spread_of_sum(values[..., self.first :], counted[..., self.first :], self.among)
+        return weight, spread * (self.among / drawn) ** 2
+
 
 class Sampler:
     """Draws `rows` positions per call, of those that are real in some batch entry."""

@@ -88,9 +88,10 @@ class QuantileSketch:
 
 
 def add_all(
-    sketches: Sequence[QuantileSketch], values: Tensor, counted: Tensor | None = None, weight: float = 1.0
+    sketches: Sequence[QuantileSketch], values: Tensor, counted: Tensor | None = None, weight: Tensor | None = None
 ) -> None:
-    """Add `values` (T, H, N > 0) to T sketches at once, one histogram for all of them; each stands for `weight` values."""
+    """Add `values` (T, H, N > 0) to T sketches at once, one histogram for all of them; each stands for `weight` (N,) values,
+    1 by default."""
     bins = bins_of(values)
     edges = bins if counted is None else bins.masked_fill(~counted, 0)  # the bin of 0 costs a window little
     lowest, highest = (edge.tolist() for edge in torch.aminmax(edges.flatten(1), dim=1))
@@ -101,7 +102,10 @@ def add_all(
     widths, firsts = (torch.tensor(x) for x in zip(*((s._counts.shape[1], s._first) for s in sketches), strict=True))
     first_cell = starts[:, None] - firsts[:, None] + torch.arange(heads) * widths[:, None]  # (T, H) cell of bin 0
     cells = bins.add_(first_cell[..., None])
-    cells = cells if counted is None else cells[counted.expand_as(cells)]
-    counts = torch.bincount(cells.flatten(), minlength=sum(sizes))
+    each = None if weight is None else weight.double().expand(cells.shape)
+    if counted is not None:
+        some = counted.expand_as(cells)
+        cells, each = cells[some], None if each is None else each[some]
+    counts = torch.bincount(cells.flatten(), None if each is None else each.flatten(), minlength=sum(sizes))
     for sketch, part in zip(sketches, counts.split(sizes), strict=True):
-        sketch._counts.add_(part.view_as(sketch._counts), alpha=weight)
+        sketch._counts.add_(part.view_as(sketch._counts))
