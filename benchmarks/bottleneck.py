@@ -31,6 +31,10 @@ OPTIONS: dict[str, dict[str, Any]] = {  # 3.04 M parameters each
 }
 RATES = (0.00075, 0.0015, 0.003, 0.006)
 RUNS = ("attentive-0", "fixed-0", "transformer-0", "attentive-1", "fixed-1", "attentive-2", "fixed-2")
+HALF = ("transformer-0-half",)
+"""Runs at half the rate that the search found: what is best on few words and epochs need not be on many."""
+ENSEMBLES = (RUNS[:1] + RUNS[3:4] + RUNS[5:6], ("models/g2p", "attentive-0", "attentive-1", "transformer-0-half"))
+"""Names of runs, or folders of the repository."""
 BINS = ((1, 5), (6, 7), (8, 10), (11, 99))
 """Letters of a word, from and to."""
 SHORT, LONG = BINS[0][1], BINS[-1][0]
@@ -78,7 +82,7 @@ def best(folder: Path, model: str) -> float:
 
 def train(folder: Path, only: list[str]) -> None:
     """The runs of the comparison."""
-    for name in only or RUNS:
+    for name in only or RUNS + HALF:
         model, seed, *half = name.split("-")
         rate = best(folder, model) / (2 if half else 1)
         config = Config(model=model, options=OPTIONS[model], rate=rate, epochs=10, batch=128, seed=int(seed), threads=1)
@@ -98,23 +102,20 @@ def scores(folder: Path, only: list[str]) -> None:
 def report(folder: Path, path: Path) -> None:
     """All numbers of the comparison, on the test part with a beam of 5."""
     words = g2p.read().test
-    tested = {name: load(folder / name).evaluate(words) for name in RUNS}
+    tested = {name: load(folder / name).evaluate(words) for name in RUNS + HALF}
     source = next(iter(tested.values())).source
     groups = [(source >= low) & (source <= high) for low, high in BINS]
-    print("run             WER      PER     PER of words of " + "  ".join(f"{low}-{high}".rjust(6) for low, high in BINS))
+    print("run                 WER      PER     PER of words of " + "  ".join(f"{low}-{high}".rjust(6) for low, high in BINS))
     rows = {}
     for name, each in tested.items():
         by_length = [each.take(group).per for group in groups]
-        print(f"{name:14s} {each.wer:6.2%}  {each.per:6.2%}" + " " * 18 + "  ".join(f"{x:6.2%}" for x in by_length))
+        print(f"{name:18s} {each.wer:6.2%}  {each.per:6.2%}" + " " * 18 + "  ".join(f"{x:6.2%}" for x in by_length))
         rows[name] = {"wer": each.wer, "per": each.per, "by_length": by_length}
     worse, low, high = ratio_of_ratios([tested[n] for n in RUNS if "fixed" in n], [tested[n] for n in RUNS if "attentive" in n])
     print(f"(PER fixed / PER attentive at >= {LONG} letters) / (at <= {SHORT}): {worse:.2f}, 95 % {low:.2f} to {high:.2f}")
     ensembles = {}
-    for members in (
-        ("attentive-0", "attentive-1", "attentive-2"),
-        ("attentive-0", "attentive-1", "attentive-2", "transformer-0"),
-    ):
-        each = load(*(folder / name for name in members)).evaluate(words)
+    for members in ENSEMBLES:
+        each = load(*(name if "/" in name else folder / name for name in members)).evaluate(words)
         bounds = each.interval("wer")
         print(f"ensemble of {', '.join(members)}: WER {each.wer:.2%} ({bounds[0]:.2%} to {bounds[1]:.2%}), PER {each.per:.2%}")
         ensembles[" ".join(members)] = {"wer": each.wer, "per": each.per}
@@ -149,7 +150,7 @@ def figure(source: Path, out: Path) -> None:
     names[0] = f"≤ {found['bins'][0][1]}"
     fig, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     for model, color in (("fixed", "#b5532c"), ("attentive", "#1f6f78"), ("transformer", "#6a5d9e")):
-        lines = 100 * np.array([row["by_length"] for name, row in found["runs"].items() if name.startswith(model)])
+        lines = 100 * np.array([row["by_length"] for name, row in found["runs"].items() if name[:-2] == model])
         axes.fill_between(range(len(names)), lines.min(0), lines.max(0), color=color, alpha=0.2, lw=0)
         axes.plot(
             range(len(names)),
