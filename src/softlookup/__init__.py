@@ -5,9 +5,9 @@
 Names load on first use, so that the command line answers at once; the operator needs torch and numpy only.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .lazy import loaded_on_use
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ if TYPE_CHECKING:
     from .summary import Stats as Stats
     from .summary import Summary as Summary
 
-
-_FROM = {
+_NAMES = {
     "biases": "ALiBi RelativeTable",
     "drop_in": "scaled_dot_product_attention",
     "errors": "SoftlookupError UnsupportedError",
@@ -70,24 +69,9 @@ _FROM = {
     "scores": "Additive Bilinear Cosine Dot Gaussian Hyperbolic Product ScaledDot Score",
     "summary": "CHEAP Stats Summary",
 }
-_HOME = {name: module for module, names in _FROM.items() for name in names.split()}
-
-__all__ = sorted(_HOME)  # noqa: PLE0605
-
-
-def __getattr__(name: str) -> Any:
-    """A public name from its module, or a module of the package."""
-    if name in _HOME:
-        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-_MODULES = {*(module.split(".")[0] for module in _FROM)}
-_MODULES |= {"engines", "geometry", "nn", "remedies", "seq2seq", "training", "watching"}
+_MODULES = {"engines", "geometry", "nn", "remedies", "seq2seq", "training", "watching"}
+_MODULES |= {module.split(".")[0] for module in _NAMES}
+__all__, __getattr__ = loaded_on_use(__name__, _NAMES, _MODULES)  # noqa: PLE0605
 
 
 def __dir__() -> list[str]:

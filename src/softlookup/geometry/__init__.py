@@ -4,8 +4,9 @@ No product of model size d x d is ever formed: everything is computed on factors
 first use: what the measures are called is known without torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import loaded_on_use
 
 if TYPE_CHECKING:
     from .meanings import MEANINGS as MEANINGS
@@ -21,20 +22,10 @@ if TYPE_CHECKING:
     from .weights import LayerWeights as LayerWeights
     from .weights import spread_of as spread_of
 
-_FROM = {
+_NAMES = {
     "meanings": "MEANINGS",
     "measures": "Measure measure principal_cosines singular_pairs",
     "relations": "composition compositions diversity joint_rank likeness",
     "weights": "LayerWeights spread_of",
 }
-_HOME = {name: module for module, names in _FROM.items() for name in names.split()}
-
-__all__ = sorted(_HOME)  # noqa: PLE0605
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__all__, __getattr__ = loaded_on_use(__name__, _NAMES)  # noqa: PLE0605
