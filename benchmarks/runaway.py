@@ -154,15 +154,19 @@ def norm_alarm(run: dict[str, Any]) -> int | None:
 
 
 def report(folder: Path, seeds: list[int]) -> None:
-    """The warning, the remedies, and the peace of healthy runs."""
+    """The warning, those remedies that were run with all these seeds, and the peace of healthy runs."""
 
-    def found(kind: str, seed: int, rate: float, size: str) -> dict[str, Any]:
-        return json.loads((folder / f"{Run(kind, seed, rate, size).name}.json").read_text())
+    def place(kind: str, seed: int, rate: float, size: str) -> Path:
+        return folder / f"{Run(kind, seed, rate, size).name}.json"
+
+    def found(*run: Any) -> dict[str, Any]:
+        return json.loads(place(*run).read_text())
 
     def last(run: dict[str, Any]) -> float:
         return float(np.mean(run["loss"][-SMOOTH:]))
 
-    high = {(kind, seed): found(kind, seed, HIGH, "small") for kind in ("plain", *REMEDIES) for seed in seeds}
+    remedies = [kind for kind in REMEDIES if all(place(kind, seed, HIGH, "small").exists() for seed in seeds)]
+    high = {(kind, seed): found(kind, seed, HIGH, "small") for kind in ("plain", *remedies) for seed in seeds}
     healthy = [high["qk_norm", seed] for seed in seeds]
     print(f"plain runs at rate {HIGH}: step of the first alarm of each kind, and when the loss leaves the band")
     for seed in seeds:
@@ -172,7 +176,7 @@ def report(folder: Path, seeds: list[int]) -> None:
         plain = f"loss {loss_alarm(run)}; gradient norm {norm_alarm(run)}"
         print(f"  seed {seed}: {kinds}; leaves the band at {first}, for good at {for_good}; {plain}")
     print("remedies: share of the gap between the plain run and that with QK-norm that is recovered, in the last fifty steps")
-    for kind in REMEDIES:
+    for kind in remedies:
         shares = []
         for seed in seeds:
             plain, best = last(high["plain", seed]), last(high["qk_norm", seed])
