@@ -1,13 +1,13 @@
 """The bottleneck: an encoder-decoder whose decoder gets one vector, against soft alignment and the transformer, on the
 pronunciation of words, at equal numbers of parameters.
 
-    python benchmarks/bottleneck.py search [--only fixed …]      # four learning rates for each model, on 20,000 words
-    python benchmarks/bottleneck.py train  [--only fixed-0 …]    # the runs, each at its model's best rate
-    python benchmarks/bottleneck.py scores [--only dot …]        # ways to score and orders, on 20,000 words
-    python benchmarks/bottleneck.py report                       # errors by length of the word, ratios, the ensemble
-    python benchmarks/bottleneck.py figure                       # of what the report found
+    python benchmarks/pronunciation.py search [--only fixed …]      # four learning rates for each model, on 20,000 words
+    python benchmarks/pronunciation.py train  [--only fixed-0 …]    # the runs, each at its model's best rate
+    python benchmarks/pronunciation.py scores [--only dot …]        # ways to score and orders, on 20,000 words
+    python benchmarks/pronunciation.py report                       # errors by length of the word, ratios, the ensemble
+    python benchmarks/pronunciation.py figure                       # of what the report found
 
-Runs lie in --folder (runs/bottleneck); one that was stopped goes on, one that is done is not run again. All are trained on
+Runs lie in --folder (runs/pronunciation); one that was stopped goes on, one that is done is not run again. All are trained on
 one thread, with the same number of epochs, batches, smoothing and averaging of weights.
 """
 
@@ -170,9 +170,9 @@ def figure(source: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=["search", "train", "scores", "report", "figure"])
-    parser.add_argument("--folder", type=Path, default=Path("runs/bottleneck"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/pronunciation"))
     parser.add_argument("--only", nargs="+", default=[])
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/bottleneck.json"))
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/pronunciation.json"))
     parser.add_argument("--out", type=Path, default=Path("docs/images/bottleneck.svg"))
     said = parser.parse_args()
     if said.what == "report":
