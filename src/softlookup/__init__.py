@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import remedies as remedies
     from . import seq2seq as seq2seq
+    from . import smoothing as smoothing
     from . import training as training
     from .biases import ALiBi as ALiBi
     from .biases import RelativeTable as RelativeTable
@@ -69,7 +70,7 @@ _NAMES = {
     "scores": "Additive Bilinear Cosine Dot Gaussian Hyperbolic Product ScaledDot Score",
     "summary": "CHEAP Stats Summary",
 }
-_MODULES = {"engines", "geometry", "nn", "remedies", "seq2seq", "training", "watching"}
+_MODULES = {"engines", "geometry", "nn", "remedies", "seq2seq", "smoothing", "training", "watching"}
 _MODULES |= {module.split(".")[0] for module in _NAMES}
 __all__, __getattr__ = loaded_on_use(__name__, _NAMES, _MODULES)  # noqa: PLE0605
 

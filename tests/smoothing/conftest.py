@@ -1,0 +1,2 @@
+from ..integrations.conftest import one_thread as one_thread
+from ..integrations.conftest import rng as rng
