@@ -58,6 +58,15 @@ def test_a_local_line_reproduces_planes_also_at_borders_and_on_a_line(rng):
     torch.testing.assert_close(smooth(flat, flat, y, linear=True).mean, y, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_line_far_from_all_observations_is_level(dtype, rng):
+    """Where a single observation counts, no slope is to be had, and none is made of rounding errors."""
+    x, y = (z.to(dtype) for z in data(rng))
+    at = torch.full((1, 3), 60.0, dtype=dtype)
+    nearest = y[torch.cdist(at, x).argmin(1)]
+    torch.testing.assert_close(smooth(at, x, y, sl.Gaussian(0.1), linear=True).mean, nearest, rtol=1e-3, atol=1e-3)
+
+
 def smooth_plane(x):
     return x @ torch.tensor([[1.0], [2.0], [-1.0]], dtype=torch.float64) + 3
 

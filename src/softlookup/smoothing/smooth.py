@@ -89,9 +89,9 @@ def _slope(x: Tensor, upper: Tensor, xy: Tensor, y: Tensor, places: Tensor) -> T
     products[:, first, second] = upper
     products = products + products.triu(1).mT
     spread = products - x[:, :, None] * x[:, None]
-    # Where observations lie along fewer directions than there are, the line is level in the others.
-    trace = spread.diagonal(dim1=1, dim2=2).sum(1).clamp(min=torch.finfo(x.dtype).tiny)
-    ridge = trace * (torch.finfo(x.dtype).eps * 1e3)
+    # Where observations lie along fewer directions than there are, or a single one counts, the line is level in the others: a
+    # spread below the rounding of its difference says nothing.
+    ridge = products.diagonal(dim1=1, dim2=2).sum(1).clamp(min=torch.finfo(x.dtype).tiny**0.5) * (30 * torch.finfo(x.dtype).eps)
     level = ridge[:, None, None] * torch.eye(d, dtype=x.dtype, device=x.device)
     slopes = torch.linalg.solve(spread + level, xy - x[:, :, None] * y[:, None])
     return ((places - x)[:, None] @ slopes)[:, 0]
