@@ -149,6 +149,18 @@ def test_bandwidths_that_are_sought(rng):
     assert around[1] < min(around[0], around[2])
 
 
+def test_a_learned_metric_finds_the_directions_that_matter(rng):
+    """Of ten features the values depend on two combinations: those span what is learned, and errors fall tenfold."""
+    x, hidden = torch.randn(400, 10, generator=rng, dtype=torch.float64), torch.randn(10, 2, generator=rng, dtype=torch.float64)
+    z = x @ hidden / 10**0.5
+    y = torch.sin(2 * z[:, 0]) + z[:, 1].square()
+    plain, learned = NadarayaWatson().fit(x[:300], y[:300]), NadarayaWatson(directions=2).fit(x[:300], y[:300])
+    found, want = (torch.linalg.qr(w).Q for w in (learned.metric_, hidden))
+    assert float(torch.linalg.svdvals(found.mT @ want).min()) > 0.97
+    errors = [float((torch.tensor(m.predict(x[300:])) - y[300:]).square().mean()) for m in (plain, learned)]
+    assert errors[1] < errors[0] / 10 and learned.loo_error_ < plain.loo_error_ / 10
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -158,6 +170,8 @@ def test_bandwidths_that_are_sought(rng):
         ({"bandwidth": "loo", "neighbors": 3}, "expected a number with a kernel"),
         ({"bandwidth": [1.0, 2.0], "neighbors": 3}, "got one per feature"),
         ({"bandwidth": 1.0, "kernel": "rbf"}, "expected a softlookup Score or None for a Gaussian, got 'rbf'"),
+        ({"directions": 1, "neighbors": 3}, "directions: expected bandwidth='loo'"),
+        ({"directions": 3}, "directions from 1 to 2, got 3"),
         ({"dtype": "float16"}, "'float64' or 'float32'"),
     ],
 )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..scores import Gaussian, Score
 from .leave_one_out import descend, search
+from .metric import learned_metric
 from .smooth import Smoothed, smooth
 
 BLOCK = 8192
@@ -31,12 +32,14 @@ class _Smoother(BaseEstimator):
         kernel: Score | None = None,
         linear: bool = False,
         neighbors: int | None = None,
+        directions: int | None = None,
         dtype: str = "float64",
     ):
         self.bandwidth = bandwidth
         self.kernel = kernel
         self.linear = linear
         self.neighbors = neighbors
+        self.directions = directions
         self.dtype = dtype
 
     def _fit(self, x: np.ndarray, y: np.ndarray) -> None:
@@ -46,6 +49,12 @@ class _Smoother(BaseEstimator):
             raise ValueError(f"kernel: expected a softlookup Score or None for a Gaussian, got {self.kernel!r}")
         self._places = torch.tensor(x, dtype=getattr(torch, self.dtype))
         self._values = torch.tensor(y, dtype=getattr(torch, self.dtype))
+        if self.directions is not None:
+            if (self.bandwidth, self.kernel, self.neighbors) != ("loo", None, None):
+                raise ValueError("directions: expected bandwidth='loo' and no kernel or neighbors, as lengths are learned too")
+            self.metric_, self.loo_error_ = learned_metric(self._places, self._values, self.directions)
+            self._places, self.bandwidth_ = self._places @ self.metric_, 1.0
+            return
         if self.neighbors is not None:
             self._nearest = NearestNeighbors(n_neighbors=min(self.neighbors, len(x))).fit(x)
         self.bandwidth_ = self._chosen()
@@ -88,6 +97,8 @@ class _Smoother(BaseEstimator):
     def _of(self, x: np.ndarray) -> Smoothed:
         places, score, temperature = torch.tensor(x, dtype=self._places.dtype), self.kernel, 1.0
         widths: Any = self.bandwidth_
+        if self.directions is not None:
+            places = places @ self.metric_
         if self.neighbors is not None:
             reach = torch.as_tensor(self._nearest.kneighbors(x)[0][:, -1], dtype=places.dtype)
             temperature = (widths * reach).clamp(min=torch.finfo(places.dtype).tiny ** 0.25).square()
@@ -109,10 +120,13 @@ class NadarayaWatson(MultiOutputMixin, RegressorMixin, _Smoother):
         kernel: another, exp(score / h^2), of any `Score`, as `Bilinear(W)`; its parameters are not learned here.
         linear: fit a line around each place instead of a constant, which does not flatten at the borders (Cleveland 1979).
         neighbors: k, for widths that follow the density: bandwidth times the distance to the k-th nearest observation.
+        directions: r, to learn a metric of that rank with bandwidth="loo": along which directions, and how far, places count as
+            close (`learned_metric`). With many features for the observations its leave-one-out error is too good.
         dtype: "float64", or "float32", which is several times as fast on a CPU.
 
     Attributes:
-        bandwidth_: that in use. loo_error_: its leave-one-out error, where it was sought.
+        bandwidth_: that in use. loo_error_: its leave-one-out error, where it was sought. metric_: (d, r) tensor that was
+        learned.
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> NadarayaWatson:
