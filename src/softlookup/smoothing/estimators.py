@@ -53,7 +53,8 @@ class _Smoother(BaseEstimator):
             if (self.bandwidth, self.kernel, self.neighbors) != ("loo", None, None):
                 raise ValueError("directions: expected bandwidth='loo' and no kernel or neighbors, as lengths are learned too")
             self.metric_, self.loo_error_ = learned_metric(self._places, self._values, self.directions)
-            self._places, self.bandwidth_ = self._places @ self.metric_, 1.0
+            self._places = self._places @ self.metric_
+            self.bandwidth_: float | np.ndarray = 1.0
             return
         if self.neighbors is not None:
             self._nearest = NearestNeighbors(n_neighbors=min(self.neighbors, len(x))).fit(x)
