@@ -1,12 +1,16 @@
 """How much gets through: encoder-decoders reproduce fresh random sequences, and the bits that arrive are counted.
 
     python benchmarks/capacity.py [--out benchmarks/capacity.jsonl] [--model fixed …] [--length 16 …] [--width 32 …]
-                                  [--steps 4000]
+                                  [--steps 4000] [--noise 0.25]
 
 A sequence of T symbols, each of V with equal chance, holds T log2 V bits. Of a trained model that says it with cross-entropy C
 (nats per sequence, teacher forcing) at most T log2 V - C / ln 2 bits have come through, as the symbols before tell nothing
 of the next. Every batch is new, so nothing can be learned by heart. Each cell is trained twice, the second time for twice as
 many steps: what does not grow with training is a limit of the model.
+
+A state of real numbers has no such limit, only one of what training finds. With --noise every component of what the encoder
+hands over, which lies between -1 and 1, has normal noise of that standard deviation; then at most log2(1 + 2 / (noise
+sqrt(2 pi e))) bits get through each (McKellips 2004), and the fixed vector has two components for each of its width.
 
 Cells that the file holds already are not run again.
 """
@@ -24,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from softlookup.seq2seq import Attentive, FixedVector, Model
+from softlookup.seq2seq.recurrent import Encoded
 
 SYMBOLS = 16
 BATCH = 64
@@ -37,12 +42,25 @@ def fresh(length: int, batch: int = BATCH) -> tuple[Tensor, Tensor, Tensor]:
     return source, torch.full((batch,), length), given
 
 
-def build(kind: str, width: int) -> Model:
+def build(kind: str, width: int, noise: float) -> Model:
     """A model over the symbols."""
     sizes = FIRST + SYMBOLS, FIRST + SYMBOLS
     if kind == "fixed":
-        return FixedVector(*sizes, width=width, embedding=32)
-    return Attentive(*sizes, width=width, embedding=32, order="luong")  # all steps ask at once
+        model: Model = FixedVector(*sizes, width=width, embedding=32)
+    else:
+        model = Attentive(*sizes, width=width, embedding=32, order="luong")  # all steps ask at once
+
+    def noisy(module: object, given: object, out: Encoded) -> Encoded:
+        return Encoded(*(x + noise * torch.randn_like(x) for x in (out.states, out.final)))
+
+    if noise:
+        model.encoder.register_forward_hook(noisy)
+    return model
+
+
+def bound(kind: str, width: int, noise: float) -> float:
+    """Bits that get through a fixed vector at most."""
+    return 2 * width * math.log2(1 + 2 / (noise * math.sqrt(2 * math.pi * math.e))) if noise and kind == "fixed" else math.inf
 
 
 def nats(model: Model, length: int, batch: int = BATCH) -> Tensor:
@@ -53,10 +71,10 @@ def nats(model: Model, length: int, batch: int = BATCH) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), source.flatten(), reduction="sum") / batch
 
 
-def measure(kind: str, length: int, width: int, steps: int, seed: int) -> dict[str, float]:
+def measure(kind: str, length: int, width: int, steps: int, seed: int, noise: float) -> dict[str, float]:
     """Train a model, and count the bits that come through."""
     torch.manual_seed(seed)
-    model = build(kind, width)
+    model = build(kind, width, noise)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps, pct_start=0.1)
     start = time.perf_counter()
@@ -86,6 +104,7 @@ def main() -> None:
     parser.add_argument("--width", nargs="+", type=int, default=[32, 64])
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--noise", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=2)
     said = parser.parse_args()
     torch.set_num_threads(said.threads)
@@ -96,14 +115,17 @@ def main() -> None:
             for length in said.length:
                 for steps in (said.steps, 2 * said.steps):
                     cell = {"model": kind, "width": width, "length": length, "steps": steps, "seed": said.seed}
-                    found = next((each for each in known if {k: each[k] for k in cell} == cell), None)
+                    cell |= {"noise": said.noise}
+                    found = next((each for each in known if {k: each.get(k, 0.0) for k in cell} == cell), None)
                     if found is None:
-                        found = cell | measure(kind, length, width, steps, said.seed)
+                        found = cell | measure(kind, length, width, steps, said.seed, said.noise)
                         with out.open("a") as file:
                             file.write(json.dumps(found) + "\n")
                     share = f"{found['bits']:6.1f} of {found['of']:5.0f} bits ({found['bits'] / found['of']:.0%})"
                     cost = f"{found['parameters']:,} parameters, {found['seconds']:.0f} s"
-                    print(f"{kind:9s} width {width:3d}  T {length:3d}  {steps:6d} steps  {share}  {cost}", flush=True)
+                    most = bound(kind, width, said.noise)
+                    limit = f", at most {most:.0f}" if most < found["of"] else ""
+                    print(f"{kind:9s} width {width:3d}  T {length:3d}  {steps:6d} steps  {share}{limit}  {cost}", flush=True)
 
 
 if __name__ == "__main__":
