@@ -31,8 +31,8 @@ OPTIONS: dict[str, dict[str, Any]] = {  # 3.04 M parameters each
 }
 RATES = (0.00075, 0.0015, 0.003, 0.006)
 RUNS = ("attentive-0", "fixed-0", "transformer-0", "attentive-1", "fixed-1", "attentive-2", "fixed-2")
-HALF = ("transformer-0-half",)
-"""Runs at half the rate that the search found, of which only the error on the choosing part is told."""
+OTHERS = ("transformer-0-half", "transformer-0-long")
+"""Runs at half the rate that the search found, or with more epochs."""
 ENSEMBLES = (RUNS[:1] + RUNS[3:4] + RUNS[5:6], ("models/g2p", "attentive-0", "attentive-1", "transformer-0"))
 """Names of runs, or folders of the repository."""
 BINS = ((1, 5), (6, 7), (8, 10), (11, 99))
@@ -82,10 +82,10 @@ def best(folder: Path, model: str) -> float:
 
 def train(folder: Path, only: list[str]) -> None:
     """The runs of the comparison."""
-    for name in only or RUNS + HALF:
-        model, seed, *half = name.split("-")
-        rate = best(folder, model) / (2 if half else 1)
-        config = Config(model=model, options=OPTIONS[model], rate=rate, epochs=10, batch=128, seed=int(seed), threads=1)
+    for name in only or RUNS + OTHERS:
+        model, seed, *other = name.split("-")
+        rate, epochs = best(folder, model) / (2 if other == ["half"] else 1), 16 if other == ["long"] else 10
+        config = Config(model=model, options=OPTIONS[model], rate=rate, epochs=epochs, batch=128, seed=int(seed), threads=1)
         print(f"{name:14s} rate {rate}  dev WER {error(folder / name, config):.2%}", flush=True)
 
 
