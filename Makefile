@@ -58,7 +58,7 @@ bench: $(READY)  ## against every peer that can be installed, and the cost of lo
 g2p: $(READY)  ## train the model in models/g2p (over an hour on one core; a run that was stopped goes on)
 	@mkdir -p runs
 	$(PASSIVE) $(BIN)/softlookup train g2p --model attentive --option layers=2 --option dropout=0.25 \
-		--epochs 16 --batch 128 --rate 0.0015 --threads 1 --out runs/g2p --resume
+		--epochs 16 --batch 128 --rate 0.0015 --threads 1 --out runs/g2p $(if $(wildcard runs/g2p/run.json),--resume)
 	$(BIN)/python -m softlookup.training.pack runs/g2p models/g2p
 	$(PASSIVE) $(BIN)/softlookup evaluate g2p
 

@@ -294,7 +294,8 @@ def _lines_of_stdin() -> list[str]:
         text = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SoftlookupError(f"standard input: expected UTF-8, got byte {error.object[error.start]:#04x}") from None
-    return [line for line in text.splitlines() if line.strip()]
+    lines = [line.removesuffix("\r") for line in text.split("\n")]  # other characters that end lines may be part of a source
+    return [line for line in lines if line.strip()]
 
 
 def parse_options(said: list[str]) -> dict[str, Any]:
@@ -304,6 +305,8 @@ def parse_options(said: list[str]) -> dict[str, Any]:
         name, equals, value = each.partition("=")
         if not (equals and name and value):
             raise SoftlookupError(f"--option: expected name=value, got {each!r}")
+        if name in options:
+            raise SoftlookupError(f"--option: expected each name once, got {name} again")
         try:
             options[name] = int(value)
         except ValueError:
@@ -361,7 +364,9 @@ def parse_heads(text: str) -> list[tuple[int, int]]:
 
 def _file_stem(model: str) -> str:
     """A file name for a model: the last part of its folder or id, without characters that a file name cannot have."""
-    name = Path(model).expanduser().name or Path(model).expanduser().resolve().name
+    from .files import expanded
+
+    name = expanded(model).name or expanded(model).resolve().name
     name = name.removesuffix(".gguf")
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".") or "model"
 
@@ -419,9 +424,13 @@ def _run(output: _Output) -> Any:
         if not _out_of_memory(error):
             raise
         code = _complain("not enough memory; try fewer --tokens")
-    except OSError:
+    except OSError as error:
         if output.failure is None:
-            raise
+            from .files import reason
+
+            if error.filename is None:
+                raise
+            return _complain(f"{error.filename}: {reason(error)}")
         code = USER_ERROR
     if code == INTERRUPTED:
         _complain("interrupted; nothing was written")

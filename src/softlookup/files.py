@@ -17,7 +17,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write(path: str | Path, content: bytes) -> None:
     """Write beside the target, then rename: an interrupted or failed write leaves what was there before."""
-    target = Path(path).expanduser()
+    target = expanded(path)
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}-", suffix=".part", dir=target.parent)
@@ -31,6 +31,14 @@ def write(path: str | Path, content: bytes) -> None:
     finally:  # also on Ctrl-C
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def expanded(path: str | Path) -> Path:
+    """A path whose ~ and ~name are home folders."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise SoftlookupError(f"{path}: expected the home of a user, found none of that name") from None
 
 
 def reason(error: OSError) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import SoftlookupError
+from .errors import SoftlookupError, UnsupportedError
 
 CHEAP = (
     "logsumexp",
@@ -75,6 +75,16 @@ def chosen(stats: bool | str | Iterable[str] | None) -> tuple[str, ...]:
     if unknown:
         raise SoftlookupError(f"stats: expected names among {', '.join(ALL)}, got {', '.join(map(repr, unknown))}")
     return tuple(name for name in ALL if name in names)
+
+
+def across(stats: bool | str | Iterable[str] | None) -> tuple[str, ...]:
+    """`chosen`, where one sequence reads another: their positions have no distance, so True leaves it out."""
+    names = chosen(stats)
+    if stats is True:
+        return tuple(name for name in names if name != "distance")
+    if "distance" in names:
+        raise UnsupportedError("distance: expected one sequence, as two share no positions, got two")
+    return names
 
 
 def needed(names: Iterable[str]) -> frozenset[str]:

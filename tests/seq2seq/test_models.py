@@ -122,6 +122,29 @@ def test_a_fixed_vector_is_all_that_the_decoder_gets(monkeypatch):
     assert vector.shape == (4, 32)
 
 
+def test_outputs_are_of_the_sources(model):
+    """A batch of another size is no batch, though shapes might fit."""
+    source, lengths, target = batch()
+    for other in (target[:2], target.repeat(2, 1), target[0], target[:, :0]):
+        with pytest.raises(sl.SoftlookupError, match=r"target: expected int \(4, T\)"):
+            model(source, lengths, other)
+
+
+def test_statistics_between_two_sequences(model):
+    """What keys received adds up over steps; there is no distance; and outputs may be longer than sources."""
+    if not model.attends:
+        return
+    source, lengths, target = batch()
+    _, seen = model(source, lengths, target, stats=("received", "entropy"))
+    weights = model.alignment(source, lengths, target)
+    assert seen.received.shape[-1] == 9 and seen.entropy.shape[-1] == 6
+    torch.testing.assert_close(seen.received.mean(1), weights.sum(1), rtol=1e-4, atol=1e-5)
+    _, seen = model(source[:, :4], lengths.clamp(max=4), target, stats=True)
+    assert "entropy" in seen.names and "distance" not in seen.names
+    with pytest.raises(sl.UnsupportedError, match="distance: expected one sequence"):
+        model(source, lengths, target, stats="distance")
+
+
 def test_bad_input_is_told():
     model = MODELS["fixed"]
     source, lengths, target = batch()
@@ -130,6 +153,8 @@ def test_bad_input_is_told():
         ((source, lengths[:2], target), r"lengths \(B,\)"),
         ((source, lengths * 2, target), "lengths: expected 1 to 9, got 2 to 18"),
         ((source, lengths * 0, target), "lengths: expected 1 to 9, got 0 to 0"),
+        ((source, lengths.tolist(), target), "lengths: expected an int tensor, got list"),
+        ((source.float(), lengths, target), "source: expected an int tensor, got torch.float32"),
     ):
         with pytest.raises(sl.SoftlookupError, match=message):
             model(*said)

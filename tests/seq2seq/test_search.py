@@ -103,6 +103,18 @@ def test_batches_do_not_matter_and_long_outputs_are_cut():
         assert len(found) == 1 and not found[0].finished and len(found[0].symbols) == 5
 
 
+def test_an_output_as_long_as_any_may_be_can_end():
+    class Exact(Table):
+        def next(self, entry, said):
+            scores = torch.full((SYMBOLS,), -torch.inf)
+            scores[END if len(said) == 3 else 4] = 0.0
+            return scores
+
+    for beam in (1, 5):
+        for found in run(Exact(), beam=beam, longest=3):
+            assert found[0].symbols == (4, 4, 4) and found[0].finished and found[0].score == 0
+
+
 def test_an_ensemble_says_the_mean_of_probabilities():
     models = Table(1), Table(2)
     both = Ensemble(models)
@@ -135,6 +147,12 @@ def test_the_model_is_asked_without_dropout_and_left_as_it_was():
 def test_bad_arguments_are_told():
     with pytest.raises(sl.SoftlookupError, match="begin, end and never below"):
         run(Table(), never=(99,))
+    with pytest.raises(sl.SoftlookupError, match="that an output may hold"):
+        run(Table(), never=range(SYMBOLS))
+    for begin in (50, -1):
+        with pytest.raises(sl.SoftlookupError, match="begin, end and never below 9"):
+            model = Transformer(9, 9, width=8, heads=2, layers=1)
+            search(model, torch.ones(1, 2).long(), torch.tensor([2]), begin=begin, end=2)
     with pytest.raises(sl.SoftlookupError, match="beam"):
         run(Table(), beam=0)
     with pytest.raises(sl.SoftlookupError, match="at least one model"):

@@ -121,7 +121,7 @@ ESTIMATORS = [
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=range(len(ESTIMATORS)))
 def test_scikit_learns_own_checks(estimator):
     failed = [x for x in check_estimator(estimator, on_fail=None, on_skip=None) if x["status"] not in ("passed", "skipped")]
     assert not failed, failed

@@ -51,9 +51,9 @@ def test_predictions_are_a_line_each(run):
 
 def test_pictures(run):
     done = softlookup("predict", run / "run", "abcd", "--align", "--html", run / "page.html")
-    head, *picture, _, page = done.stdout.splitlines()
+    head, *picture, _ = done.stdout.splitlines()
     assert head.startswith("abcd\t") and picture[0].split() == list("abcd") and picture[-1].startswith("end")
-    assert page == f"Picture: {run / 'page.html'}" and "<table>" in (run / "page.html").read_text()
+    assert done.stderr == f"Picture: {run / 'page.html'}\n" and "<table>" in (run / "page.html").read_text()
 
 
 def test_long_words_are_drawn_in_bands(run):
@@ -96,6 +96,11 @@ def test_words_that_cannot_be_read_do_not_lose_the_others(run):
     ]
 
 
+def test_a_line_ends_at_a_newline_only(run):
+    done = softlookup("predict", run / "run", "-", stdin="ab\x0c\r\ncd\n")
+    assert done.stdout.startswith("cd\t") and done.stderr.count("\n") == 1 and "'\\x0c'" in done.stderr
+
+
 def test_errors_of_a_model(run):
     done = softlookup("evaluate", run / "run", "--beam", "2")
     assert done.returncode == 0 and done.stdout.count("%") == 8 and " of test, beam 2" in done.stdout
@@ -119,6 +124,14 @@ def test_errors_of_a_model(run):
         (["train", "mt"], "task: expected one of g2p, pairs, got 'mt'"),
         (["train", "pairs", "--pairs", "none.tsv"], "--pairs: cannot read none.tsv: no such file or directory"),
         (HERE, "run: holds a run already; expected --resume to go on with it, or another folder"),
+        (["train", "pairs", "--resume", "--out", "nowhere"], "nowhere: expected the folder of a run, got one without run.json"),
+        (["train", "g2p", "--resume", "--out", "run"], "run: expected task pairs, which the run there has, got g2p"),
+        (["train", "g2p", "--option", "width=8", "--option", "width=9"], "--option: expected each name once, got width again"),
+        (["train", "g2p", "--option", "width=abc"], "--option width: expected a whole number, got 'abc'"),
+        (["train", "g2p", "--option", "width=1.5"], "--option width: expected a whole number, got 1.5"),
+        (["train", "g2p", "--option", "dropout=abc"], "--option dropout: expected a number, got 'abc'"),
+        (["predict", "~nosuchuser/x", "a"], "~nosuchuser/x: expected the home of a user, found none of that name"),
+        (["predict", "x" * 300, "a"], "x"),
         ([*HERE, "--seed", "1", "--resume"], "run: expected the run's own config, seed=0, got seed=1"),
     ],
 )

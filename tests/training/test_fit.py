@@ -18,6 +18,7 @@ import torch
 import softlookup as sl
 from softlookup.training import Config, fit, load
 from softlookup.training import checkpoint as checkpoints
+from softlookup.training.pack import pack
 
 
 def small(path, **changes) -> Config:
@@ -41,6 +42,38 @@ def same(a: Path, b: Path) -> None:
         assert torch.equal(x, theirs[name]), name
     assert metrics(a) == metrics(b)
     assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+
+
+def test_a_packed_model_is_not_trained_over(reversals, tmp_path):
+    """A folder with a trained model and no checkpoint: going on would begin anew and keep a worse one."""
+    config = small(reversals)
+    fit(config, tmp_path / "run")
+    pack(tmp_path / "run", tmp_path / "packed")
+    before = (tmp_path / "packed" / "model.safetensors").read_bytes()
+    with pytest.raises(sl.SoftlookupError, match="without one; left as it is"):
+        fit(config, tmp_path / "packed", resume=True)
+    assert (tmp_path / "packed" / "model.safetensors").read_bytes() == before
+
+
+def test_a_run_of_a_larger_machine_can_be_asked(reversals, tmp_path):
+    fit(small(reversals, epochs=1), tmp_path / "run")
+    said = json.loads((tmp_path / "run" / "run.json").read_text())
+    said["config"]["threads"] = 10**6
+    (tmp_path / "run" / "run.json").write_text(json.dumps(said))
+    run = load(tmp_path / "run")
+    assert run.predict([run.symbols("ab")])
+    with pytest.raises(sl.SoftlookupError, match="threads: expected at most"):
+        fit(run.record.config, tmp_path / "run", resume=True)
+
+
+def test_an_ensemble_is_of_one_task(tmp_path):
+    """Targets with as many symbols, which are not the same ones."""
+    lines = [f"{a}{b}{c}\t{b}{a}" for a in "abcd" for b in "abcd" for c in "abcd"]
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    for units in ("characters", "words"):
+        fit(small(tmp_path / "pairs.tsv", target_units=units, epochs=1), tmp_path / units)
+    with pytest.raises(sl.SoftlookupError, match="the data and the units of"):
+        load(tmp_path / "characters", tmp_path / "words")
 
 
 class Killed(Exception):
@@ -177,7 +210,6 @@ def test_a_loss_that_is_not_finite_ends_the_run(reversals, tmp_path):
         ({"smoothing": 1.0}, "smoothing: expected a number of at least 0 and below 1"),
         ({"task": "pairs"}, "--pairs: expected a file .*got none"),
         ({"source_units": "words"}, "--source: expected characters with the task g2p"),
-        ({"threads": 10**6}, "threads: expected at most"),
         ({"seed": -1}, "seed: expected a number of at least 0"),
         ({"seed": 2**70}, "seed: expected a number of at least 0"),
         ({"pairs": "x.tsv"}, "--pairs: expected a file"),
@@ -191,7 +223,7 @@ def test_configs_are_checked(said, message):
 def test_options_are_the_models(reversals, tmp_path):
     with pytest.raises(sl.SoftlookupError, match="--option: expected of attentive score, order, .*got depth"):
         fit(small(reversals, options={"depth": 3}), tmp_path / "run")
-    for options in ({"width": 0}, {"dropout": math.nan}, {"dropout": 2}, {"layers": -1}, {"width": 1.5}):
+    for options in ({"width": 0}, {"dropout": math.nan}, {"dropout": 2}, {"layers": -1}):
         with pytest.raises(sl.SoftlookupError, match=f"Attentive: expected .*{next(iter(options))}"):
             fit(small(reversals, options=options), tmp_path / "run")
     with pytest.raises(sl.SoftlookupError, match="TransformerBlock: expected inner"):

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ..errors import SoftlookupError
+from ..files import expanded
 from . import bundled
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -68,7 +69,7 @@ def load(
 
 def locate(model: str) -> Source:
     """What ``model`` (no bundled name) points to; a folder is checked for what it must hold."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.is_file():
         if path.suffix != ".gguf":
             raise SoftlookupError(f"{model}: expected a model folder or a .gguf file, got another kind of file")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SoftlookupError
+from ..files import expanded
 from .inspection import Text
 from .words import words_from_offsets, words_of
 
@@ -105,7 +106,7 @@ def _default() -> str:
 def _decoded(path: str) -> str:
     name = "standard input" if path == "-" else path
     try:
-        raw = sys.stdin.buffer.read() if path == "-" else Path(path).expanduser().read_bytes()
+        raw = sys.stdin.buffer.read() if path == "-" else expanded(path).read_bytes()
     except FileNotFoundError:
         raise SoftlookupError(f"--text: no such file: {path}") from None
     except IsADirectoryError:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SoftlookupError
+from ..files import expanded
 
 MARKS = ('<meta name="generator" content="softlookup', '"generator": "softlookup"')
 """What the first lines of our own reports and JSON files contain."""
@@ -15,7 +16,7 @@ MARKS = ('<meta name="generator" content="softlookup', '"generator": "softlookup
 def check_target(path: str | Path, option: str) -> Path:
     """The path to write to later, checked now: a long run should not end in an error that was there from the start.
     ``option``: what an error calls it."""
-    target = Path(path).expanduser()
+    target = expanded(path)
     folder = target.parent
     if target.is_dir():
         raise SoftlookupError(f"{option}: expected a file, got the folder {target}")

@@ -63,6 +63,9 @@ class TransformerBlock(nn.Module):
         if (context is None) != (self.cross is None):
             wanted, got = ("no context", "one") if self.cross is None else ("a context", "none")
             raise SoftlookupError(f"TransformerBlock: expected {wanted}, as cross={self.cross is not None}, got {got}")
+        if context is not None and (x.ndim != 3 or not len(context) or len(x) % len(context)):
+            got = f"{tuple(x.shape)} and {tuple(context.shape)}"
+            raise SoftlookupError(f"TransformerBlock: expected x (B K, L, E) and a context (B, S, E), got {got}")
         own, across = (None, None) if caches is None else caches
         here = stats if self.cross is None else None
         added, seen = _parts(self.attention(self.attention_norm(x), mask=mask, cache=own, stats=here))

@@ -12,7 +12,7 @@ from ..errors import SoftlookupError, at_least_one
 from ..operator import attend
 from ..running import MaskLike, StatsLike
 from ..scores import ScaledDot, Score
-from ..summary import Stats
+from ..summary import Stats, across
 from .cache import Cache
 from .positions import RoPE
 
@@ -94,7 +94,8 @@ class MultiHeadAttention(nn.Module):
         arguments: dict[str, Any] = {"score": self.score, "mask": mask, "bias": self.bias, "dropout_p": dropped}
         if stats is None or stats is False:
             return self._join(attend(query, key, value, **arguments))
-        value, seen = attend(query, key, value, stats=stats, **arguments)
+        names = stats if context is None else across(stats)
+        value, seen = attend(query, key, value, stats=names, **arguments)
         return self._join(value), seen
 
     def weights(self, x: Tensor, context: Tensor | None = None, *, mask: MaskLike | None = None) -> Tensor:

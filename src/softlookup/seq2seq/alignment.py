@@ -10,7 +10,7 @@ from ..masks import Mask
 from ..nn.additive import AdditiveAttention, in_one_head
 from ..running import StatsLike
 from ..scores import Dot, ScaledDot, Score
-from ..summary import Stats
+from ..summary import Stats, across
 
 
 class Alignment(nn.Module):
@@ -48,6 +48,7 @@ class Alignment(nn.Module):
         self, query: Tensor, keys: Tensor, value: Tensor, *, mask: Mask | None = None, stats: StatsLike | None = None
     ) -> tuple[Tensor, Stats | None]:
         """(B, L, E), (B, S, A) from `keys`, (B, S, Ev) -> (B, L, Ev) and the statistics (B, 1, L), None unless asked for."""
+        stats = across(stats) or None
         if self.additive is not None:
             result = self.additive.ask(query, keys, value, mask=mask, stats=stats)
         else:

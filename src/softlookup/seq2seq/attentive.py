@@ -47,7 +47,8 @@ class Attentive(Model):
     Args:
         source_symbols, target_symbols: sizes of the vocabularies, 0 among them pads.
         score: what aligns, as `Alignment` has it. order: "bahdanau" or "luong".
-        width: of the decoder's state, and of each direction of the encoder. embedding: of symbols.
+        width: of each direction of the encoder, and of the decoder's state, which is twice as wide where the score is a product
+            of states as they are (dot, scaled, a `Score`). embedding: of symbols.
         layers: of the encoder. cell: "gru" or "lstm". dropout: of embeddings, states and the readout.
     """
 
@@ -85,6 +86,7 @@ class Attentive(Model):
     def forward(
         self, source: Tensor, lengths: Tensor, target: Tensor, *, stats: StatsLike | None = None
     ) -> Tensor | tuple[Tensor, Stats]:
+        self.check(source, lengths, target)
         memory, hidden = self._encode(source, lengths)
         known = self.drop(self.embedding(target))
         states, contexts, _, seen = self._run(known, hidden, memory, stats)
@@ -108,6 +110,7 @@ class Attentive(Model):
         return self.readout(hidden[0], context, known).log_softmax(-1), _Standing(hidden, state.memory)
 
     def alignment(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
+        self.check(source, lengths, target)
         memory, hidden = self._encode(source, lengths)
         _, _, queries, _ = self._run(self.embedding(target), hidden, memory, None)
         return self.align.weights(queries, memory.keys, memory.mask)

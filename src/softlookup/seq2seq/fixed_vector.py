@@ -61,7 +61,7 @@ class FixedVector(Model):
     ) -> Tensor | tuple[Tensor, Stats]:
         if stats is not None and stats is not False:
             raise UnsupportedError("FixedVector: expected stats=None, as there is no attention to look at")
-        self.check(source, lengths)
+        self.check(source, lengths, target)
         vector = self.encoder(source, lengths).final
         return self._decode(target, self.bridge(vector), vector.unsqueeze(1))[0]
 

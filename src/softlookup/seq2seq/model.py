@@ -60,11 +60,17 @@ class Model(nn.Module):
         """(B, T, S) how much each step of a teacher-forced output reads of each source symbol."""
         raise UnsupportedError(f"{type(self).__name__}: expected a model with attention for an alignment, got one without")
 
-    def check(self, source: Tensor, lengths: Tensor) -> None:
-        """Raise `SoftlookupError` unless these are a padded batch."""
+    def check(self, source: Tensor, lengths: Tensor, target: Tensor | None = None) -> None:
+        """Raise `SoftlookupError` unless these are a padded batch, and outputs (B, T) for it."""
+        for name, x in (("source", source), ("lengths", lengths), ("target", target)):
+            if x is not None and (not isinstance(x, Tensor) or x.is_floating_point()):
+                kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+                raise SoftlookupError(f"{name}: expected an int tensor, got {kind}")
         if source.ndim != 2 or tuple(lengths.shape) != source.shape[:1] or not source.numel():
             got = f"{tuple(source.shape)} and {tuple(lengths.shape)}"
             raise SoftlookupError(f"source: expected int (B, S) with lengths (B,), got {got}")
+        if target is not None and (target.ndim != 2 or len(target) != len(source) or not target.numel()):
+            raise SoftlookupError(f"target: expected int ({len(source)}, T), got {tuple(target.shape)}")
         if int(lengths.min()) < 1 or int(lengths.max()) > source.shape[1]:
             got = f"{int(lengths.min())} to {int(lengths.max())}"
             raise SoftlookupError(f"lengths: expected 1 to {source.shape[1]}, got {got}")
@@ -72,7 +78,12 @@ class Model(nn.Module):
 
 def stacked(seen: list[Stats]) -> Stats:
     """Statistics of single steps, (B, H, 1) each, as those of all steps, (B, H, T)."""
-    return Stats({name: torch.cat([each[name] for each in seen], -1) for name in seen[0].names})
+
+    def all_of(name: str) -> Tensor:
+        each = [step[name] for step in seen]
+        return torch.stack(each).sum(0) if name == "received" else torch.cat(each, -1)  # what keys received adds up
+
+    return Stats({name: all_of(name) for name in seen[0].names})
 
 
 def taken(x: Tensor, parents: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def search(
     Args:
         source, lengths: (B, S), (B,). begin, end: the symbols around an output.
         beam: partial outputs that are kept; an entry is done when as many have ended.
-        longest: symbols after which an output is cut.
+        longest: symbols after which an output is cut; those that were cut are told only where none has ended.
         power: of the length that a log-probability is divided by (Wu et al. 2016); 0 for none, which favours short outputs.
         never: symbols that no output may hold, as those that pad and begin.
 
@@ -71,6 +71,11 @@ def _search(
 ) -> list[list[Hypothesis]]:
     if beam < 1 or longest < 1:
         raise SoftlookupError(f"search: expected a beam and a length of at least 1, got {beam} and {longest}")
+    symbols = getattr(model, "models", [model])[0].target_symbols
+    if not all(0 <= each < symbols for each in (begin, end, *never)):
+        raise SoftlookupError(f"search: expected begin, end and never below {symbols}, got {begin}, {end} and {never}")
+    if len({*never, end}) == symbols:
+        raise SoftlookupError("search: expected some symbol that an output may hold, got all of them in never")
     batch, device = len(source), source.device
     state = model.start(source, lengths)
     tokens = torch.full((batch, 1), begin, device=device)
@@ -78,11 +83,8 @@ def _search(
     so_far = torch.zeros(batch, 1, 0, dtype=torch.long, device=device)
     found: list[list[Hypothesis]] = [[] for _ in range(batch)]
     going = torch.ones(batch, dtype=torch.bool, device=device)
-    for step in range(1, longest + 1):
+    for step in range(1, longest + 2):  # the last only to see what ends there
         scores, state = model.step(tokens, state)
-        symbols = scores.shape[-1]
-        if step == 1 and not all(0 <= each < symbols for each in (begin, end, *never)):
-            raise SoftlookupError(f"search: expected begin, end and never below {symbols}, got {begin}, {end} and {never}")
         if never:
             scores[..., list(never)] = -torch.inf
         scores = total.unsqueeze(-1) + scores
@@ -91,6 +93,8 @@ def _search(
         parents, next_tokens = which // symbols, which % symbols
         ends = next_tokens == end
         _collect(found, going, best, parents, ends, so_far, step, beam, power)
+        if step > longest:
+            break
         total, chosen = torch.where(ends, -torch.inf, best).topk(min(beam, best.shape[1]))
         parents, tokens = parents.gather(1, chosen), next_tokens.gather(1, chosen)
         so_far = torch.cat([so_far.gather(1, parents.unsqueeze(-1).expand(-1, -1, so_far.shape[-1])), tokens.unsqueeze(-1)], -1)

@@ -75,10 +75,12 @@ class Transformer(Model):
     def forward(
         self, source: Tensor, lengths: Tensor, target: Tensor, *, stats: StatsLike | None = None
     ) -> Tensor | tuple[Tensor, Stats]:
+        self.check(source, lengths, target)
         memory, mask = self._encode(source, lengths)
         x, seen = self._embedded(self.target, target), None
         for block in self.decoder:
-            x, seen = block(x, memory, mask=Causal(), context_mask=mask, stats=stats)
+            here = stats if block is self.decoder[-1] else None
+            x, seen = block(x, memory, mask=Causal(), context_mask=mask, stats=here)
         return with_stats(self.out(self.decoder_norm(x)), seen)
 
     def start(self, source: Tensor, lengths: Tensor) -> _Standing:
@@ -99,6 +101,7 @@ class Transformer(Model):
 
     def alignment(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
         """Of the last layer, the mean over heads."""
+        self.check(source, lengths, target)
         memory, mask = self._encode(source, lengths)
         x = self._embedded(self.target, target)
         *first, last = self.decoder

@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SoftlookupError
-from ..files import write_text
+from ..files import expanded, write_text
 from .config import Config
 from .fit import Progress, fit
 from .picture import Picture, in_html, in_terminal
-from .runs import RECORD, Record, load
+from .runs import Record, load
 from .scoring import Scores
 
 
 def config_of(said: dict[str, Any], given: set[str], folder: str | None) -> Config:
     """The config of these values; of a run that goes on in `folder` it is the run's own, with the values that were given."""
-    if folder is None or not Path(folder, RECORD).exists():
+    if folder is None:
         return Config(**said)
-    return replace(Record.read(Path(folder)).config, **{name: said[name] for name in given})
+    before = Record.read(expanded(folder)).config
+    if before.task != said["task"]:
+        raise SoftlookupError(f"{folder}: expected task {before.task}, which the run there has, got {said['task']}")
+    return replace(before, **{name: said[name] for name in given})
 
 
 def train(config: Config, folder: str, resume: bool) -> None:
@@ -89,7 +92,7 @@ def predict(
     good, wrong = [], []
     for word in words:
         try:
-            good.append((word.strip(), run.symbols(word)))
+            good.append((word.strip() if run.record.config.task == "g2p" else word, run.symbols(word)))
         except SoftlookupError as error:
             wrong.append(str(error))
     outputs = run.predict([source for _, source in good], max(beam, best))
@@ -107,14 +110,14 @@ def predict(
         wrong.append(f"--html: {page} was not written, as no word could be read")
     if page and pictures:
         write_text(page, in_html(pictures))
-        print(f"Picture: {page}")
+        print(f"Picture: {page}", file=sys.stderr)
     return wrong
 
 
 def found(name: str) -> Path:
     """A run's folder: a path, or the name of a model that the repository holds."""
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
+    if expanded(name).is_dir():
+        return expanded(name)
     for folder in (Path("models"), Path(__file__).parents[3] / "models"):
         if "/" not in name and (folder / name).is_dir():
             return folder / name

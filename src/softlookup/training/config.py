@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -59,9 +58,6 @@ class Config:
         for name in ("epochs", "batch", "dev", "threads", *(["words"] if self.words is not None else [])):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise SoftlookupError(f"{name}: expected a number of at least 1, got {getattr(self, name)}")
-        most = 4 * (os.cpu_count() or 1)
-        if self.threads > most:
-            raise SoftlookupError(f"threads: expected at most {most} on this machine, got {self.threads}")
         if not 0 <= self.seed < 2**63:
             raise SoftlookupError(f"seed: expected a number of at least 0 and below 2^63, got {self.seed}")
         for name in ("rate", "clip"):
@@ -85,6 +81,11 @@ class Config:
         known = [name for name, x in inspect.signature(kind).parameters.items() if x.kind is x.KEYWORD_ONLY]
         if strange := [name for name in self.options if name not in known]:
             raise SoftlookupError(f"--option: expected of {self.model} {', '.join(known)}, got {', '.join(strange)}")
+        for name, value in self.options.items():
+            wanted = str(inspect.signature(kind).parameters[name].annotation)
+            for word, kinds, what in (("int", (int,), "a whole number"), ("float", (int, float), "a number")):
+                if wanted == word and (isinstance(value, bool) or not isinstance(value, kinds)):
+                    raise SoftlookupError(f"--option {name}: expected {what}, got {value!r}")
         try:
             return kind(len(source), len(target), **self.options)
         except TypeError as error:

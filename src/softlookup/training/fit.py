@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import SoftlookupError
-from ..files import reason, write_text
+from ..files import expanded, reason, write_text
 from ..seq2seq import Model
 from . import checkpoint
 from .batches import Batch, Example, count, epoch_of, examples, padded
@@ -27,6 +28,8 @@ from .vocabulary import PAD
 
 EVERY = 60.0
 """Seconds between checkpoints."""
+MEASURED = 500
+"""Pairs of those that choose, evenly spread, on which attention is measured after each epoch."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,12 @@ def fit(
         folder: made if it does not exist. resume: go on from its last checkpoint, with the same config and data.
         say: told after every step. every: seconds between checkpoints.
     """
+    most = 4 * (os.cpu_count() or 1)
+    if config.threads > most:
+        raise SoftlookupError(f"threads: expected at most {most} on this machine, got {config.threads}")
     corpus = config.corpus()
     record = Record.of(config, corpus)
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     torch.set_num_threads(config.threads)  # of the whole process, as everything in torch depends on it
     training = _Training(record, corpus, folder)
     _enter(folder, record, resume)
@@ -84,6 +90,9 @@ def _enter(folder: Path, record: Record, resume: bool) -> None:
             raise SoftlookupError(f"cannot make {folder}: {reason(error)}") from None
         record.write(folder)
         return
+    epochs = len((folder / METRICS).read_text().splitlines()) if (folder / METRICS).exists() else 0
+    if epochs > 1 and not (folder / CHECKPOINT).exists():  # as `pack` leaves it
+        raise SoftlookupError(f"{folder}: expected a checkpoint to go on from, got a trained model without one; left as it is")
     before = Record.read(folder)
     was, now = before.config.as_dict(), record.config.as_dict()
     for name in now:
@@ -200,7 +209,7 @@ class _Training:
             "seconds": seconds,
         }
         if model.attends:
-            scores |= _attention(model, self.dev, self.record)
+            scores |= _attention(model, _spread(self.dev, MEASURED), self.record)
         if [errors.wer, errors.per] <= self.best:
             self.best = [errors.wer, errors.per]
             of = {name: scores[name] for name in ("epoch", "wer", "per")}
@@ -248,7 +257,7 @@ def loss_of(model: Model, batch: Batch, smoothing: float) -> Tensor:
 
 def _attention(model: Model, pairs: list[Pair], record: Record) -> dict[str, float]:
     """How a model attends over teacher-forced outputs, the mean over steps and heads."""
-    some = padded(examples(pairs[:500], record.source, record.target))
+    some = padded(examples(pairs, record.source, record.target))
     _, stats = model(some.source, some.lengths, some.given, stats=("entropy", "effective_keys", "max_weight"))
     real = (some.wanted > 0).unsqueeze(1)
     return {

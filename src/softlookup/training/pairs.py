@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import SoftlookupError
-from ..files import reason
+from ..files import expanded, reason
 from .tasks import Corpus, Sequence, checksum, gather, split
 
 UNITS = ("characters", "words")
@@ -22,7 +22,7 @@ def read(path: str | Path, source_units: str, target_units: str) -> Corpus:
         if units not in UNITS:
             raise SoftlookupError(f"{name}: expected {' or '.join(UNITS)}, got {units!r}")
     try:
-        content = Path(path).expanduser().read_bytes()
+        content = expanded(path).read_bytes()
     except OSError as error:
         raise SoftlookupError(f"--pairs: cannot read {path}: {reason(error)}") from None
     try:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import SoftlookupError
-from ..files import reason, write_text
+from ..files import expanded, reason, write_text
 from ..seq2seq import Ensemble, Hypothesis, Model, search
 from ..version import __version__
 from . import checkpoint
@@ -44,6 +44,11 @@ class Record:
     checksum: str
     versions: dict[str, str]
 
+    @property
+    def data(self) -> tuple[object, ...]:
+        """Equal for runs whose models speak of the same data in the same symbols."""
+        return self.checksum, self.source.symbols, self.target.symbols, self.config.source_units, self.config.target_units
+
     @classmethod
     def of(cls, config: Config, corpus: Corpus) -> Record:
         """Of a new run. Vocabularies are those of all parts: a letter that only a test word has is known, if never learned."""
@@ -59,7 +64,7 @@ class Record:
         pairs = self.config.pairs
         said = {
             "generator": "softlookup",
-            "config": self.config.as_dict() | {"pairs": None if pairs is None else str(Path(pairs).expanduser().resolve())},
+            "config": self.config.as_dict() | {"pairs": None if pairs is None else str(expanded(pairs).resolve())},
             "data": {"origin": self.origin, "checksum": self.checksum},
             "versions": self.versions,
             "longest": self.longest,
@@ -82,7 +87,7 @@ class Record:
             raise SoftlookupError(f"{folder}: expected the folder of a run, got one without {RECORD}") from None
         except OSError as error:
             raise SoftlookupError(f"cannot read {path}: {reason(error)}") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             raise SoftlookupError(f"{path}: expected the record of a run, got one that cannot be read ({error})") from None
 
 
@@ -150,8 +155,8 @@ def load(*folders: str | Path) -> Run:
     records = [Record.read(Path(folder)) for folder in folders]
     first = records[0]
     for folder, record in zip(folders, records, strict=True):
-        if (record.checksum, record.source.symbols) != (first.checksum, first.source.symbols):
-            raise SoftlookupError(f"{folder}: expected a run with the data of {folders[0]}, got one with other data")
+        if record.data != first.data:
+            raise SoftlookupError(f"{folder}: expected a run with the data and the units of {folders[0]}, got one with others")
     return Run(first, [_model(Path(folder), record) for folder, record in zip(folders, records, strict=True)])
 
 

@@ -55,5 +55,5 @@ def score(outputs: Sequence[tuple[str, ...]], pairs: Sequence[Pair]) -> Scores:
 
 
 def _closest(output: tuple[str, ...], pair: Pair) -> tuple[int, int]:
-    """Edits to the reference that needs the fewest, and its length."""
+    """Edits to the reference that needs the fewest for its length, and that."""
     return min(((Levenshtein.distance(output, each), len(each)) for each in pair.references), key=lambda x: x[0] / x[1])

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import SoftlookupError
-from ..files import reason
+from ..files import expanded, reason
 from .seen import Seen
 
 SUMMARIES = ("mean", "min", "max")
@@ -50,7 +50,7 @@ class JSONLines:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             if not _OWN.startswith(os.pread(self._file, len(_OWN), 0)):  # what a kill leaves of a first record is a beginning
@@ -97,7 +97,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     """The whole records of a file that `JSONLines` wrote, also while it is being written. Raises `SoftlookupError` where it
     cannot be read, or holds something else."""
     try:
-        content = Path(path).expanduser().read_bytes()
+        content = expanded(path).read_bytes()
     except OSError as error:
         raise SoftlookupError(f"cannot read {path}: {reason(error)}") from error
     lines = content[: content.rfind(b"\n") + 1].splitlines()
