@@ -57,6 +57,7 @@ struct Case {
     std::vector<uint8_t> seen, bits;
     std::vector<int32_t> pattern, block, bits_of;
     const char* mask = "no";
+    bool scattered;  // whether queries stand at any positions
 
     explicit Case(uint64_t seed) {
         source.seed(seed);
@@ -65,10 +66,12 @@ struct Case {
         value = Tensor(l.batch, l.kv_heads, l.keys, l.value_width), upstream = Tensor(l.batch, l.heads, l.queries, l.value_width);
         l.query = query.view(), l.key = key.view(), l.value = value.view();
         l.key_position = pick({0, 7}), l.query_position = pick({0, l.key_position + 2, 60, l.key_position + 94, l.keys, 1000});
-        for (int64_t i = 0; i < l.queries; ++i) positions.push_back(l.query_position + i);
+        scattered = chance(25);
+        for (int64_t i = 0; i < l.queries; ++i) positions.push_back(scattered ? (int64_t)(source() % 1000) : l.query_position + i);
+        positions.resize((l.queries + SL_QUERIES - 1) / SL_QUERIES * SL_QUERIES);
         for (int64_t b = 0; b < l.batch; ++b) first_sink.push_back(pick({0, 3, l.key_position + 94}));
         positions.shrink_to_fit(), first_sink.shrink_to_fit();
-        l.query_positions = positions.data(), l.first_sink = first_sink.data(), l.sinks = pick({0, 1, 4});
+        l.first_sink = first_sink.data(), l.sinks = pick({0, 1, 4});
         l.statistics = chance(75), l.threads = (int32_t)pick({1, 3});
         draw_score();
         draw_biases();
@@ -81,8 +84,8 @@ struct Case {
 
     std::string describe() const {
         char line[400];
-        std::snprintf(line, sizeof line, "B %ld, H %ld/%ld, L %ld, S %ld, E %ld, Ev %ld, %s mask%s%s%s%s%s%s%s%s, statistics %d, threads %d",
-                      (long)l.batch, (long)l.heads, (long)l.kv_heads, (long)l.queries, (long)l.keys, (long)l.width, (long)l.value_width, mask,
+        std::snprintf(line, sizeof line, "B %ld, H %ld/%ld, L %ld, S %ld, E %ld, Ev %ld, %s mask%s%s%s%s%s%s%s%s%s, statistics %d, threads %d",
+                      (long)l.batch, (long)l.heads, (long)l.kv_heads, (long)l.queries, (long)l.keys, (long)l.width, (long)l.value_width, mask, scattered ? ", scattered" : "",
                       l.additive ? ", additive" : "", l.key_bias ? ", key bias" : "", l.map == SL_SOFTCAP ? ", soft-cap" : "",
                       l.map == SL_LORENTZ ? ", Lorentz" : "", l.relative ? ", relative" : "", l.dense ? ", dense" : "",
                       l.inverse_temperatures ? ", temperatures" : "", l.dropout.on ? ", dropout" : "", l.statistics, l.threads);

@@ -219,16 +219,18 @@ void check(int64_t number, Judge& judge) {
     const Pairs pairs(c, of_average, of_statistics);
     std::vector<std::pair<const char*, Forward>> kernels = {{"forward", sl_forward}};
     if (c.l.queries <= 17) kernels.emplace_back("decode", sl_decode);
-    for (const auto& [name, run] : kernels) check_forward(name, run, c, pairs, judge);
+    const auto stand = [&](bool few) { c.l.query_positions = few || c.scattered ? c.positions.data() : nullptr; };
+    for (const auto& [name, run] : kernels) stand(run == sl_decode), check_forward(name, run, c, pairs, judge);
+    stand(false);
     const bool one_sum = c.l.dense && c.dense_gradient[3] == 0;  // parts of the keys must not add to the same number
     check_backward(c, pairs, of_average, of_statistics, one_sum ? 1 : pick({1, 3}), false, judge);
-    if (c.l.queries <= 17) check_backward(c, pairs, of_average, of_statistics, 1, true, judge);
+    if (c.l.queries <= 17 && !c.scattered) check_backward(c, pairs, of_average, of_statistics, 1, true, judge);
     check_received(c, pairs, judge);
     check_fold(judge);
 
     c.query.all.back() = INF;  // whichever kernel meets it says so
     Output out(c.l);
-    for (const auto& [name, run] : kernels) judge.result(name, run(&c.l, &out.to), 1);
+    for (const auto& [name, run] : kernels) stand(run == sl_decode), judge.result(name, run(&c.l, &out.to), 1);
 }
 
 }  // namespace

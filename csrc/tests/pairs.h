@@ -95,7 +95,7 @@ struct Pairs {
             Sums score(l.keys), slope(l.keys);
             for (int64_t j = 0; j < l.keys; ++j)
                 if (c.sees(b, h, i, j)) s[j] = (score[j] = score_of(c, b, h, i, j, slope[j])).x;
-            const Distribution d(s, l.key_position, l.query_position + i, c.first_sink[b], l.sinks);
+            const Distribution d(s, l.key_position, c.positions[i], c.first_sink[b], l.sinks);
             visible.push_back(d.visible), argmax.push_back(d.argmax), level.push_back(d.lead < 1e-4);
             for (int r = 0; r < READINGS; ++r) is[r][row] = d.is[r];
 
@@ -116,7 +116,7 @@ struct Pairs {
                 const float* v = c.value.at(b, kv, j);
                 for (int64_t e = 0; of_average && e < l.value_width; ++e) dp += keep * g[e] * v[e], dv[e] += d.p[j] * keep * g[e];
                 Sum ds = d.p[j] * dp;
-                if (of_statistics) ds += of_readings(d, row, j, s[j], l, c.first_sink[b], l.query_position + i);
+                if (of_statistics) ds += of_readings(d, row, j, s[j], l, c.first_sink[b], c.positions[i]);
                 temperature[row] += ds * score[j];
                 pull(c, b, h, i, j, ds, slope[j]);
             }
