@@ -55,6 +55,15 @@ def test_a_packed_model_is_not_trained_over(reversals, tmp_path):
     assert (tmp_path / "packed" / "model.safetensors").read_bytes() == before
 
 
+def test_another_checkpoint_is_told(reversals, tmp_path):
+    fit(small(reversals, epochs=1), tmp_path / "run")
+    for other in ("model.safetensors", "checkpoint.safetensors"):
+        fit(small(reversals, epochs=1, options={"width": 8, "embedding": 4}), tmp_path / other)
+        (tmp_path / "run" / "checkpoint.safetensors").write_bytes((tmp_path / other / other).read_bytes())
+        with pytest.raises(sl.SoftlookupError, match=r"checkpoint.safetensors: expected the checkpoint of this run"):
+            fit(small(reversals, epochs=1), tmp_path / "run", resume=True)
+
+
 def test_a_run_of_a_larger_machine_can_be_asked(reversals, tmp_path):
     fit(small(reversals, epochs=1), tmp_path / "run")
     said = json.loads((tmp_path / "run" / "run.json").read_text())

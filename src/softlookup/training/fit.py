@@ -70,7 +70,12 @@ def fit(
     training = _Training(record, corpus, folder)
     _enter(folder, record, resume)
     if (folder / CHECKPOINT).exists():
-        training.restore()
+        try:
+            training.restore()
+        except SoftlookupError:
+            raise
+        except (RuntimeError, KeyError, ValueError):
+            raise SoftlookupError(f"{folder / CHECKPOINT}: expected the checkpoint of this run, got another") from None
     training.go(say, every)
     return training.run()
 
