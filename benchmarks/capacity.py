@@ -114,9 +114,9 @@ def main() -> None:
         for width in said.width:
             for length in said.length:
                 for steps in (said.steps, 2 * said.steps):
-                    cell = {"model": kind, "width": width, "length": length, "steps": steps, "seed": said.seed}
-                    cell |= {"noise": said.noise}
-                    found = next((each for each in known if {k: each.get(k, 0.0) for k in cell} == cell), None)
+                    cell = {"model": kind, "width": width, "length": length, "steps": steps}
+                    cell |= {"seed": said.seed, "noise": said.noise}
+                    found = next((each for each in known if cell.items() <= each.items()), None)
                     if found is None:
                         found = cell | measure(kind, length, width, steps, said.seed, said.noise)
                         with out.open("a") as file:

@@ -33,7 +33,10 @@ RATES = (0.00075, 0.0015, 0.003, 0.006)
 RUNS = ("attentive-0", "fixed-0", "transformer-0", "attentive-1", "fixed-1", "attentive-2", "fixed-2")
 OTHERS = ("transformer-0-half", "transformer-0-long")
 """Runs at half the rate that the search found, or with more epochs."""
-ENSEMBLES = (RUNS[:1] + RUNS[3:4] + RUNS[5:6], ("models/g2p", "attentive-0", "attentive-1", "transformer-0"))
+ENSEMBLES = (
+    ("attentive-0", "attentive-1", "attentive-2"),
+    ("models/g2p", "attentive-0", "attentive-1", "transformer-0"),
+)
 """Names of runs, or folders of the repository."""
 BINS = ((1, 5), (6, 7), (8, 10), (11, 99))
 """Letters of a word, from and to."""

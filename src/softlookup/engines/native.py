@@ -306,9 +306,8 @@ def _parts(problem: Problem, dense: Tensor | None) -> int:
 def lookup_of(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[object, ...]] | None:
     """The problem as the kernels take it, and what must live as long as that; None where a bias is not finite."""
     form, temperature = problem.form, problem.temperature
-    positions = problem.place.positions(problem.query.shape[2], problem.query.device)
-    scattered = isinstance(problem.place.queries, Tensor)
-    if scattered:
+    place, positions = problem.place, None
+    if isinstance(place.queries, Tensor):
         problem = written_out(problem)
     assert isinstance(form, Product | AdditiveForm) and isinstance(problem.place.queries, int)
     query, key, value = (_readable(x) for x in (form.query, form.key, problem.value))
@@ -367,8 +366,11 @@ def lookup_of(problem: Problem, few: bool) -> tuple[library.Lookup, tuple[object
     if dense is not None:
         lookup.dense = dense.data_ptr()
         lookup.dense_batch, lookup.dense_head, lookup.dense_row, lookup.dense_column = dense.stride()
-    if few or scattered:
-        positions = nn.functional.pad(positions.contiguous(), (0, -length % library.QUERIES))
+    if isinstance(place.queries, Tensor):  # read by whole panels
+        positions = nn.functional.pad(place.queries.contiguous(), (0, -length % library.QUERIES))
+    elif few:
+        positions = place.positions(length, query.device)
+    if positions is not None:
         lookup.query_positions = positions.data_ptr()
     kept = query, key, value, weight, coolness, bias, relative, dense, firsts, positions
     visible: object

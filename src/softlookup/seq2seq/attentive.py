@@ -86,8 +86,7 @@ class Attentive(Model):
     def forward(
         self, source: Tensor, lengths: Tensor, target: Tensor, *, stats: StatsLike | None = None
     ) -> Tensor | tuple[Tensor, Stats]:
-        self.check(source, lengths, target)
-        memory, hidden = self._encode(source, lengths)
+        memory, hidden = self._encode(source, lengths, target)
         known = self.drop(self.embedding(target))
         states, contexts, _, seen = self._run(known, hidden, memory, stats)
         return with_stats(self.readout(states, contexts, known), seen)
@@ -110,13 +109,12 @@ class Attentive(Model):
         return self.readout(hidden[0], context, known).log_softmax(-1), _Standing(hidden, state.memory)
 
     def alignment(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
-        self.check(source, lengths, target)
-        memory, hidden = self._encode(source, lengths)
+        memory, hidden = self._encode(source, lengths, target)
         _, _, queries, _ = self._run(self.embedding(target), hidden, memory, None)
         return self.align.weights(queries, memory.keys, memory.mask)
 
-    def _encode(self, source: Tensor, lengths: Tensor) -> tuple[Memory, Hidden]:
-        self.check(source, lengths)
+    def _encode(self, source: Tensor, lengths: Tensor, target: Tensor | None = None) -> tuple[Memory, Hidden]:
+        self.check(source, lengths, target)
         encoded: Encoded = self.encoder(source, lengths)
         padded = int(lengths.min()) < source.shape[1]
         mask = Lengths(lengths) if padded else None

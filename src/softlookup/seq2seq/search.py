@@ -71,7 +71,7 @@ def _search(
 ) -> list[list[Hypothesis]]:
     if beam < 1 or longest < 1:
         raise SoftlookupError(f"search: expected a beam and a length of at least 1, got {beam} and {longest}")
-    symbols = getattr(model, "models", [model])[0].target_symbols
+    symbols = model.target_symbols
     if not all(0 <= each < symbols for each in (begin, end, *never)):
         raise SoftlookupError(f"search: expected begin, end and never below {symbols}, got {begin}, {end} and {never}")
     if len({*never, end}) == symbols:
@@ -147,7 +147,7 @@ class Ensemble:
             raise SoftlookupError("Ensemble: expected at least one model, got none")
         if len({(m.source_symbols, m.target_symbols) for m in models}) > 1:
             raise SoftlookupError("Ensemble: expected models of the same vocabularies, got different ones")
-        self.models = list(models)
+        self.models, self.target_symbols = list(models), models[0].target_symbols
 
     def start(self, source: Tensor, lengths: Tensor) -> State:
         return _States([each.start(source, lengths) for each in self.models])

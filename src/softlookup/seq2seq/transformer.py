@@ -75,8 +75,7 @@ class Transformer(Model):
     def forward(
         self, source: Tensor, lengths: Tensor, target: Tensor, *, stats: StatsLike | None = None
     ) -> Tensor | tuple[Tensor, Stats]:
-        self.check(source, lengths, target)
-        memory, mask = self._encode(source, lengths)
+        memory, mask = self._encode(source, lengths, target)
         x, seen = self._embedded(self.target, target), None
         for block in self.decoder:
             here = stats if block is self.decoder[-1] else None
@@ -101,8 +100,7 @@ class Transformer(Model):
 
     def alignment(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
         """Of the last layer, the mean over heads."""
-        self.check(source, lengths, target)
-        memory, mask = self._encode(source, lengths)
+        memory, mask = self._encode(source, lengths, target)
         x = self._embedded(self.target, target)
         *first, last = self.decoder
         for block in first:
@@ -110,9 +108,9 @@ class Transformer(Model):
         assert isinstance(last, TransformerBlock)
         return last.cross_weights(x, memory, mask=Causal(), context_mask=mask).mean(1)
 
-    def _encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, Mask | None]:
+    def _encode(self, source: Tensor, lengths: Tensor, target: Tensor | None = None) -> tuple[Tensor, Mask | None]:
         """The memory (B, S, E), and which of it is real."""
-        self.check(source, lengths)
+        self.check(source, lengths, target)
         mask = Lengths(lengths) if int(lengths.min()) < source.shape[1] else None
         x = self._embedded(self.source, source)
         for block in self.encoder:

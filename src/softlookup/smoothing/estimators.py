@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import numpy as np
@@ -15,12 +14,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from ..scores import Gaussian, Score
-from .leave_one_out import descend, search
+from .leave_one_out import descend, extent, search
 from .metric import learned_metric
 from .smooth import Smoothed, smooth
 
 BLOCK = 8192
-"""Places at a time: what is learned of each, the moments of a local line above all, is as wide as it likes."""
+"""Places at a time, as the moments of a local line are many numbers for each."""
 
 
 class _Smoother(BaseEstimator):
@@ -79,10 +78,9 @@ class _Smoother(BaseEstimator):
     def _searched(self, each: bool) -> float | np.ndarray:
         """By leave-one-out error; 1 where there is nothing to choose by."""
         places = self._places
-        spread = float(places.std(0, correction=0).max()) if len(places) > 1 else 0.0
-        if spread == 0:
+        whole = extent(places)
+        if whole == 0:
             return 1.0
-        whole = spread * math.sqrt(places.shape[1])
         best, self.loo_error_ = search(places, self._values, whole * 1e-3, whole * 10)
         if not each:
             return best

@@ -32,6 +32,11 @@ def leave_one_out(observed: Tensor, values: Tensor, bandwidths: Tensor) -> Tenso
     return (foretold + centre - values).square().mean((1, 2))
 
 
+def extent(observed: Tensor) -> float:
+    """How far apart observations (S, d) lie, about: the largest standard deviation of a dimension, times sqrt(d)."""
+    return float(observed.std(0, correction=0).max()) * observed.shape[1] ** 0.5
+
+
 def search(observed: Tensor, values: Tensor, low: float, high: float, count: int = 16) -> tuple[float, float]:
     """The bandwidth with the least error, and that: `count` in equal ratios from `low` to `high`, and as many again between the
     neighbours of the best."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SoftlookupError
-from .leave_one_out import leave_one_out, search
+from .leave_one_out import extent, leave_one_out, search
 
 
 def learned_metric(observed: Tensor, values: Tensor, directions: int, steps: int = 200) -> tuple[Tensor, float]:
@@ -21,8 +21,7 @@ def learned_metric(observed: Tensor, values: Tensor, directions: int, steps: int
     if not 1 <= directions <= width:
         raise SoftlookupError(f"learned_metric: expected directions from 1 to {width}, got {directions}")
     with torch.no_grad():
-        spread = float(observed.std(0, correction=0).max()) * width**0.5
-        h, _ = search(observed, values, spread * 1e-2, spread * 10)
+        h, _ = search(observed, values, extent(observed) * 1e-2, extent(observed) * 10)
     whole, error = _descend(observed, values, torch.eye(width, dtype=observed.dtype) / h, steps)
     if directions == width:
         return whole, error
