@@ -256,6 +256,8 @@ class Gaussian(Score):
                 f"Gaussian: expected a bandwidth of shape (), ({heads},) or ({heads}, {width}), got {tuple(h.shape)}"
             )
         precision = (1 / h.square()).reshape(-1, 1 if h.ndim < 2 else width).expand(heads, width)[:, None, :]
+        if not bool(precision.isfinite().all()):
+            raise SoftlookupError(f"Gaussian: expected bandwidths h with finite 1 / h^2 in {h.dtype}, got {float(h.min()):g}")
         # Distances do not change when both sides move; products of far-away vectors lose digits. So move to the middle of
         # the queries: keys may be hidden, and what they hold must not matter. A median is not dragged along by a few.
         sample = query.detach()[..., :: max(1, query.shape[-2] // 256), :]

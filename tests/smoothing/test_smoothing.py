@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.neighbors import KNeighborsRegressor
 from sklearn.utils.estimator_checks import check_estimator
 
 import softlookup as sl
@@ -187,3 +188,57 @@ def test_shapes_are_checked():
         leave_one_out(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1))
     with pytest.raises(sl.SoftlookupError, match=r"bandwidths \(C,\)"):
         leave_one_out(torch.zeros(2, 1), torch.zeros(2, 1), torch.tensor(1.0))
+
+
+def scattered(rng, d):
+    """Observations, their two values and places inside and outside of them."""
+    (x, y), at = data(rng, 200, d), 3 * torch.randn(300, d, generator=rng, dtype=torch.float64)
+    return x.numpy() + 5, y.numpy() + 100, at.numpy() + 5
+
+
+@pytest.mark.parametrize("dtype, within", [("float64", 1e-12), ("float32", 1e-6)])
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_tiny_bandwidth_is_the_nearest_neighbour(d, linear, dtype, within, rng):
+    x, y, at = scattered(rng, d)
+    model = NadarayaWatson(1e-6, linear=linear, dtype=dtype).fit(x, y)
+    nearest = KNeighborsRegressor(1).fit(x, y)
+    np.testing.assert_allclose(model.predict(at), nearest.predict(at), rtol=within)
+    np.testing.assert_allclose(model.predict(x), y, rtol=within)
+
+
+@pytest.mark.parametrize("dtype, within", [("float64", 1e-12), ("float32", 1e-6)])
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_a_huge_bandwidth_is_the_mean(d, dtype, within, rng):
+    x, y, at = scattered(rng, d)
+    found = NadarayaWatson(1e8, dtype=dtype).fit(x, y).predict(at)
+    np.testing.assert_allclose(found, np.broadcast_to(y.mean(0), found.shape), rtol=within)
+
+
+@pytest.mark.parametrize("dtype, within", [("float64", 1e-12), ("float32", 1e-4)])
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_a_local_line_of_a_huge_bandwidth_is_least_squares(d, dtype, within, rng):
+    x, y, at = scattered(rng, d)
+    design, places = (np.concatenate([np.ones((len(z), 1)), z], 1) for z in (x, at))
+    want = places @ np.linalg.lstsq(design, y)[0]
+    found = NadarayaWatson(1e8, linear=True, dtype=dtype).fit(x, y).predict(at)
+    np.testing.assert_allclose(found, want, rtol=within)
+
+
+@pytest.mark.parametrize(
+    "dtype, h, beyond",
+    [
+        ("float64", 1e-6, [0.01, 1, 1e3, 1e6]),
+        ("float32", 1e-6, [0.01, 1, 10]),
+        ("float64", 0.1, [1e3]),
+        ("float32", 0.1, [300]),
+    ],
+)
+def test_beyond_the_data_a_constant_repeats_the_nearest(dtype, h, beyond, rng):
+    """A wide one from far enough away; in float32 only as far as neighbours can be told apart."""
+    x = torch.rand(200, 1, generator=rng, dtype=torch.float64).sort(0).values.numpy()
+    y = np.sin(6 * x[:, 0]) + 5
+    model = NadarayaWatson(h, dtype=dtype).fit(x, y)
+    for end, sign in ((-1, 1), (0, -1)):
+        found = model.predict(x[end] + sign * np.array(beyond)[:, None])
+        np.testing.assert_allclose(found, np.full(len(beyond), y[end]), rtol=1e-6)
