@@ -61,7 +61,8 @@ class Head:
 class Layer:
     """One attention layer, all tensors on the CPU.
 
-    means:     statistic -> (H,) mean over the counted queries; ``max_logit`` is the largest over them
+    means:     statistic -> (H,) mean over the counted queries; ``max_logit`` is the largest over them, ``bandwidth`` and
+               ``prior_spread`` are of the keys (see ``smoother``)
     wide:      statistic -> (H,) mean over the queries that see at least ``FEW`` keys; None where no query does
     positions: (P,) mean query position of each curve point, P ≤ ``POINTS``
     entropy:   (H, P) mean entropy (nats) of the queries that a point stands for, NaN where none is counted

@@ -107,7 +107,12 @@ class Inspection:
             "text": {"title": self.text.title, "sha256": self.text.sha256},
             "provenance": self.provenance.as_dict() | {"causal": self.causal},
             "cost": self.cost.as_dict(),
-            "reductions": {"max_logit": "largest over queries", "others": "mean over queries"},
+            "reductions": {
+                "max_logit": "largest over queries",
+                "bandwidth": "over keys",
+                "prior_spread": "over keys",
+                "others": "mean over queries",
+            },
             "heads": self._rows(),
             "findings": [finding.as_dict() for finding in self.findings],
             "findings_count_queries_with_visible_at_least": FEW,

@@ -4,6 +4,7 @@ findings name."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import SoftlookupError
 from ..watching import Call
 from ..watching.slices import positions_of
-from . import histogram, token_view
+from . import histogram, smoother, token_view
 from .cost import Cost, Pass, best, measured, trim
 from .findings import find, named_heads
 from .forward import bind, quietly, synchronize
@@ -71,6 +72,7 @@ def look(
         return measured(run, lambda: synchronize(model), device)
 
     positions: dict[str, Tensor] = {}
+    smoothers: dict[str, dict[str, Tensor]] = {}
     expected = getattr(getattr(model, "config", None), "num_hidden_layers", None)
 
     def follow(call: Call) -> None:
@@ -81,7 +83,7 @@ def look(
         say("plain forward", None)
         plain = [timed(forward)]
         say("looking at every head", None)
-        with watch(model, keep="rows", probes=(follow,)) as seen:
+        with watch(model, keep="rows", probes=(follow, smoother.probe(smoothers))) as seen:
             looked = timed(forward)
             if not seen.layers:
                 raise SoftlookupError(
@@ -97,6 +99,7 @@ def look(
             summarize(index, layer, layer.stats, positions[layer.name])
             for index, layer in enumerate(seen.layers.values())
         ]
+        layers = [replace(layer, means=layer.means | smoothers.get(layer.path, {})) for layer in layers]
         del seen  # the rows of every statistic; the next pass needs the memory
         say("reading weights", None)
         weights = Weights(model, layers)

@@ -34,6 +34,8 @@ STATISTICS: dict[str, Statistic] = {
         Statistic("max_weight", "largest weight", "Mean weight of the strongest key.", (0, 1)),
         Statistic("max_logit", "largest logit", "The largest logit over all queries; above 50 it is worth a look."),
         Statistic("logit_var", "logit variance", "Over visible keys; 1/√d_k is meant to keep it near 1.", None, "log"),
+        Statistic("bandwidth", "bandwidth", "Width of its kernel, over how far its keys lie from their mean.", None, "log"),
+        Statistic("prior_spread", "prior spread", "Of its prior over keys, in nats: 0 is a true kernel smoother."),
         Statistic("jacobian_trace", "Σp(1−p)", "Trace of the softmax Jacobian: near 0 logits get no gradient.", (0, 1)),
         Statistic("collision", "collision", "Σp²: the chance that two draws from the weights agree.", (0, 1)),
         Statistic("logit_mean", "mean logit", "Mean logit over visible keys, each counted once."),

@@ -183,7 +183,7 @@ def _footer(inspection: Inspection) -> str:
     digest = f" Text: {inspection.text.title}, sha256 {inspection.text.sha256}." if inspection.text.sha256 else ""
     return (
         f"Made by softlookup {made.softlookup} with torch {made.torch}. Entropies in nats; values are means over queries, "
-        f"the largest logit excepted.{digest}"
+        f"the largest logit, bandwidth and prior excepted.{digest}"
     )
 
 
