@@ -31,8 +31,8 @@ OPTIONS: dict[str, dict[str, Any]] = {  # 3.04 M parameters each
 }
 RATES = (0.00075, 0.0015, 0.003, 0.006)
 RUNS = ("attentive-0", "fixed-0", "transformer-0", "attentive-1", "fixed-1", "attentive-2", "fixed-2")
-OTHERS = ("transformer-0-half", "transformer-0-long")
-"""Runs at half the rate that the search found, or with more epochs."""
+OTHERS = ("transformer-0-half",)
+"""Runs at half the rate that the search found."""
 ENSEMBLES = (
     ("attentive-0", "attentive-1", "attentive-2"),
     ("models/g2p", "attentive-0", "attentive-1", "transformer-0"),
@@ -87,8 +87,8 @@ def train(folder: Path, only: list[str]) -> None:
     """The runs of the comparison."""
     for name in only or RUNS + OTHERS:
         model, seed, *other = name.split("-")
-        rate, epochs = best(folder, model) / (2 if other == ["half"] else 1), 16 if other == ["long"] else 10
-        config = Config(model=model, options=OPTIONS[model], rate=rate, epochs=epochs, batch=128, seed=int(seed), threads=1)
+        rate = best(folder, model) / (2 if other == ["half"] else 1)
+        config = Config(model=model, options=OPTIONS[model], rate=rate, epochs=10, batch=128, seed=int(seed), threads=1)
         print(f"{name:14s} rate {rate}  dev WER {error(folder / name, config):.2%}", flush=True)
 
 
