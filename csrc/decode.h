@@ -11,7 +11,7 @@
 namespace SL_ISA {
 
 constexpr int64_t CHUNK = 256;  // keys whose scores lie in cache from the product that makes them to the one that uses them up
-constexpr int64_t AHEAD = 16;   // keys that are fetched before they are needed; the chunk's values are fetched with its keys
+constexpr int64_t AHEAD = 96;   // keys that are fetched before they are needed; the chunk's values are fetched with its keys
 
 inline void fetch(const float* row, int64_t width) {
     for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(row + d);
