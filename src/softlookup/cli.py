@@ -288,6 +288,102 @@ def predict(
         raise typer.Exit(USER_ERROR)
 
 
+table = typer.Typer(name="table", no_args_is_help=True, help="A store of keys and values that is asked softly.")
+app.add_typer(table)
+FolderArgument = Annotated[str, typer.Argument(metavar="FOLDER", help="Where the table lies.")]
+
+
+@table.command("create")
+def table_create(
+    folder: FolderArgument,
+    width: Annotated[int, typer.Option(help="Numbers of a key.")],
+    values: Annotated[int, typer.Option(help="Numbers of a value; 0 where payloads are all.")] = 0,
+) -> None:
+    """Make an empty table in a new folder."""
+    from .memory import command
+
+    typer.echo(command.create(folder, width, values))
+
+
+@table.command("import")
+def table_import(
+    folder: FolderArgument,
+    files: Annotated[list[str], typer.Argument(metavar="FILE…", help="Keys in .npy; rows in .jsonl or .parquet.")],
+    values: Annotated[str | None, typer.Option(metavar="FILE", help="Values in .npy, beside keys in .npy.")] = None,
+) -> None:
+    """Add rows from files, all or none. A line of .jsonl: {"key": […], "value": […], "payload": …, "id": …}."""
+    from .memory import command
+
+    typer.echo(command.add(folder, files, values))
+
+
+@table.command("query")
+def table_query(
+    folder: FolderArgument,
+    key: Annotated[str, typer.Option(metavar="NUMBERS|FILE", help="What to ask: '[0.1, 0.2]', or queries in .npy.")],
+    temperature: Annotated[float, typer.Option(help="Of the softmax; 0: the best row itself.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Best rows to show.")] = 5,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Share of the weight that may be missed; reads cells (softlookup table index).")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="A line of JSON for each query.")] = False,
+) -> None:
+    """The average value of the rows by softmax(query . key / temperature), and the best rows."""
+    from .memory import command
+
+    for each in command.query(folder, key, temperature, top_k, tolerance, json):
+        typer.echo(each)
+
+
+@table.command("index")
+def table_index(
+    folder: FolderArgument,
+    kind: Annotated[str, typer.Option(help="cells, for --tolerance, or graph, for top_k in Python.")] = "cells",
+    cells: Annotated[int | None, typer.Option(help="How many; default: the root of the number of rows.")] = None,
+) -> None:
+    """Build what finds rows without reading all."""
+    from .memory import command
+
+    typer.echo(command.build(folder, kind, cells))
+
+
+@table.command("delete")
+def table_delete(folder: FolderArgument, ids: Annotated[list[int], typer.Argument(metavar="ID…")]) -> None:
+    """Delete rows, all of them or none."""
+    from .memory import command
+
+    typer.echo(command.delete(folder, ids))
+
+
+@table.command("compact")
+def table_compact(folder: FolderArgument) -> None:
+    """Free the place of deleted and replaced rows."""
+    from .memory import command
+
+    typer.echo(command.compact(folder))
+
+
+@table.command("stats")
+def table_stats(folder: FolderArgument) -> None:
+    """Rows, widths, shards, bytes."""
+    from .memory import command
+
+    typer.echo(command.stats(folder))
+
+
+@table.command("verify")
+def table_verify(folder: FolderArgument) -> None:
+    """Read every byte and compare checksums."""
+    from .memory import command
+
+    good, wrong = command.verify(folder)
+    for each in wrong:
+        _complain(each)
+    if wrong:
+        raise typer.Exit(USER_ERROR)
+    typer.echo(good)
+
+
 def _lines_of_stdin() -> list[str]:
     """Its lines, empty ones left out."""
     try:
@@ -337,7 +433,7 @@ def info() -> None:
 
     typer.echo(f"softlookup    {__version__}")
     typer.echo(f"python        {sys.version.split()[0]}")
-    for package in ("torch", "numpy", "transformers", "tokenizers", "safetensors", "gguf"):
+    for package in ("torch", "numpy", "transformers", "tokenizers", "safetensors", "gguf", "faiss-cpu"):
         typer.echo(f"{package:<13} {installed(package)}")
     native, which = library.load()
     typer.echo(f"engines       {', '.join(engine.name for engine in ENGINES)}")

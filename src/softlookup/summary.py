@@ -300,3 +300,28 @@ def map_tensors(summary: Summary, function: Callable[[Tensor, int], Tensor]) -> 
         if isinstance(value, Tensor) and each.name != "sink":
             changed[each.name] = function(value, int(each.name == "average"))
     return replace(summary, **changed)
+
+
+def pick_rows(summary: Summary, rows: Tensor) -> Summary:
+    """Those of some queries, by index."""
+    return map_tensors(summary, lambda x, trailing: x.index_select(-1 - trailing, rows))
+
+
+def join_rows(parts: Sequence[Summary]) -> Summary:
+    """One summary of the queries of all, which were asked the same."""
+    return _together(parts, lambda tensors, dim: torch.cat(tensors, dim))
+
+
+def put_rows(into: Summary, rows: Tensor, what: Summary) -> Summary:
+    """`into`, but for the queries at index `rows` what `what` says of them."""
+    return _together([into, what], lambda tensors, dim: tensors[0].index_copy(dim, rows, tensors[1]))
+
+
+def _together(parts: Sequence[Summary], function: Callable[[list[Tensor], int], Tensor]) -> Summary:
+    """A summary of the results of `function(tensors, dimension of queries)` on each field that all parts have."""
+    changed: dict[str, Any] = {"derived": {}}
+    for each in fields(Summary):
+        tensors = [getattr(part, each.name) for part in parts]
+        if all(isinstance(x, Tensor) for x in tensors) and each.name != "sink":
+            changed[each.name] = function(tensors, -2 if each.name == "average" else -1)
+    return replace(parts[0], **changed)

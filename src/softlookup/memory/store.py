@@ -1,0 +1,373 @@
+"""Rows that are added, changed and deleted, all or none of each call's: a ledger says which exist, shards hold their
+vectors."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ..errors import SoftlookupError
+from ..files import expanded, reason
+from .ledger import Ledger
+from .shards import KINDS, FileShards, Part, TensorShards
+
+DATABASE = "table.sqlite"
+SHARD_BYTES = 2**28
+"""Of the wider of a shard's two files, at most."""
+AT_ONCE = 2**16
+"""Rows that a compaction moves at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What a table was when it was read: numbers of its shards and their parts, which of all positions hold
+    a row (None: all do), how many rows are, and what was built over them, by name, kind, rows covered and checksum."""
+
+    version: int
+    shards: list[int]
+    parts: list[Part]
+    alive: Tensor | None
+    count: int
+    files: list[tuple[str, str, int, int]]
+
+    @property
+    def total(self) -> int:
+        """Positions, of rows and deleted ones."""
+        return sum(len(part.keys) for part in self.parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Of ids (n,): keys (n, d), values (n, m) or None, payloads."""
+
+    ids: Tensor
+    keys: Tensor
+    values: Tensor | None
+    payloads: list[Any]
+
+
+class Store:
+    """A table of rows (id, key vector, value vector, payload), in a folder or in memory. Several may read a folder while
+    one writes. An object belongs to the thread and process that made it."""
+
+    def __init__(self, ledger: Ledger, shards: FileShards | TensorShards, folder: Path | None, write: bool):
+        self._ledger, self._shards, self.folder, self._write = ledger, shards, folder, write
+        self.key_width, self.value_width = ledger.meta("key_width"), ledger.meta("value_width")
+        self._state: State | None = None
+        self._built: dict[str, Any] = {}
+
+    @classmethod
+    def create(cls, folder: str | Path, key_width: int, value_width: int = 0, *, shard_rows: int | None = None) -> Self:
+        """A new table in a folder that is made, or is empty. value_width: 0 for rows that hold payloads only. shard_rows: how
+        many rows a file has at most; by default as many as 256 MB hold. Opened for writing."""
+        if key_width < 1 or value_width < 0:
+            raise SoftlookupError(f"create: expected key_width >= 1 and value_width >= 0, got {key_width} and {value_width}")
+        rows = SHARD_BYTES // (4 * max(key_width, value_width)) if shard_rows is None else shard_rows
+        if rows < 1:
+            raise SoftlookupError(f"shard_rows: expected at least 1, got {rows}")
+        path = expanded(folder)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise SoftlookupError(f"{path}: expected a folder that is new or empty, got one with files")
+        except OSError as error:
+            raise SoftlookupError(f"{path}: {reason(error)}") from error
+        ledger = Ledger.create(path / DATABASE, key_width=key_width, value_width=value_width, shard_rows=rows)
+        return cls(ledger, FileShards(path, key_width, value_width, rows), path, True)
+
+    @classmethod
+    def open(cls, folder: str | Path, *, write: bool = False) -> Self:
+        """A table that exists. Its vectors stay on the disk until they are asked."""
+        path = expanded(folder)
+        if not (path / DATABASE).is_file():
+            raise SoftlookupError(f"{path}: expected the folder of a table, found no {DATABASE} in it")
+        ledger = Ledger.open(path / DATABASE, write)
+        widths = ledger.meta("key_width"), ledger.meta("value_width")
+        table = cls(ledger, FileShards(path, *widths, ledger.meta("shard_rows")), path, write)
+        if write:
+            with ledger.writing():
+                table._shards.tidy(ledger.shards())
+        return table
+
+    @classmethod
+    def of(
+        cls, keys: Tensor, values: Tensor | None = None, payloads: Sequence[Any] | None = None, ids: Sequence[int] | None = None
+    ) -> Self:
+        """A table in memory of these rows, keys (S, d) and values (S, m), of any device and dtype; lookups have gradients to
+        them."""
+        _check("keys", keys, None)
+        if values is not None:
+            _check("values", values, None)
+        width = 0 if values is None else values.shape[1]
+        ledger = Ledger.create(None, key_width=keys.shape[1], value_width=width)
+        table = cls(ledger, TensorShards(keys, values), None, True)
+        table.add(keys, values, payloads, ids)
+        return table
+
+    def close(self) -> None:
+        self._ledger.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.state().count
+
+    def __repr__(self) -> str:
+        where = "in memory" if self.folder is None else repr(str(self.folder))
+        return f"{type(self).__name__}({where}: {len(self):,} rows, keys of {self.key_width}, values of {self.value_width})"
+
+    def add(
+        self,
+        keys: Tensor,
+        values: Tensor | None = None,
+        payloads: Sequence[Any] | None = None,
+        ids: Sequence[int] | Tensor | None = None,
+    ) -> Tensor:
+        """Add rows: keys (n, d), values (n, m) if the table has any, payloads of bytes or of what JSON can say, ids of one's
+        own (integers that are not in use) or the next free ones. Returns the ids (n,). When it returns, the rows are on the
+        disk."""
+        numbers = None if ids is None else _integers(ids)
+        self._check_rows(keys, values, payloads, numbers)
+        with self._writing():
+            if numbers is None:
+                first = self._ledger.take("next_id", len(keys))
+                numbers = list(range(first, first + len(keys)))
+            elif used := self._ledger.find(numbers):
+                raise SoftlookupError(f"ids: expected ids that are not in use, got {', '.join(map(str, sorted(used)[:5]))}")
+            self._append(keys, values, payloads, numbers)
+        return torch.tensor(numbers, dtype=torch.int64)
+
+    def update(
+        self,
+        ids: Sequence[int] | Tensor,
+        keys: Tensor | None = None,
+        values: Tensor | None = None,
+        payloads: Sequence[Any] | None = None,
+    ) -> None:
+        """Give the rows of these ids other keys, values or payloads; what is not given stays."""
+        numbers = _integers(ids)
+        if not numbers:
+            return
+        with self._writing():
+            before = self._rows(numbers)
+            keys = before.keys if keys is None else keys
+            values = before.values if values is None else values
+            payloads = before.payloads if payloads is None else payloads
+            self._check_rows(keys, values, payloads, numbers)
+            self._ledger.remove(self._positions(numbers))
+            self._append(keys, values, payloads, numbers)
+
+    def delete(self, ids: Sequence[int] | Tensor) -> None:
+        """Delete the rows of these ids. Their place on the disk is free after `compact`."""
+        numbers = _integers(ids)
+        if len(set(numbers)) < len(numbers):
+            raise SoftlookupError("ids: expected each once, got some twice")
+        with self._writing():
+            self._ledger.remove(self._positions(numbers))
+
+    def get(self, ids: Sequence[int] | Tensor | None = None) -> Rows:
+        """The rows of these ids, in their order; by default all, in the order in which they were written."""
+        with self._ledger.reading():
+            self._read()
+            return self._rows(self._ledger.all_ids() if ids is None else _integers(ids))
+
+    def compact(self) -> None:
+        """Write all rows anew, without those that were deleted or replaced; what was built over them must be built again."""
+        if self._ledger.busy:
+            raise SoftlookupError("compact: expected to be called by itself, got a call together with other changes")
+        with self._writing():
+            state, left = self._read(), list(self._ledger.rows())
+            positions = torch.tensor([row[0] for row in left], dtype=torch.int64)
+            self._ledger.renumber()
+            for some in positions.split(AT_ONCE) if len(left) else ():
+                self._grow(gathered(state.parts, some, "keys"), gathered(state.parts, some, "values"))
+        with self._writing():
+            self._shards.tidy(self._ledger.shards())
+            self._tidy_files()
+
+    def verify(self) -> list[str]:
+        """What is not as it was written, a line each: every byte of rows and payloads is read and its checksum compared."""
+        while True:
+            with self._ledger.reading():
+                version = self._ledger.meta("version")
+                wrong = self._ledger.damage() or self._shards.damage(self._ledger.chunks()) + self._damaged_files()
+            if not wrong or self._ledger.meta("version") == version:  # else a compaction may have moved rows meanwhile
+                return wrong
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers of a table: rows, deleted rows, widths, shards, bytes, what is built over it."""
+        state, files = self.state(), [] if self.folder is None else list(self.folder.iterdir())
+        kept = [file for file in files if not file.name.endswith(("-wal", "-shm"))]
+        return {
+            "rows": state.count,
+            "deleted": state.total - state.count,
+            "key_width": self.key_width,
+            "value_width": self.value_width,
+            "shards": len(state.parts),
+            "bytes": sum(file.stat().st_size for file in kept),
+            "index": [f"{kind} over {rows:,} rows" for _, kind, rows, _ in state.files],
+        }
+
+    def state(self) -> State:
+        """As it is now."""
+        with self._ledger.reading():
+            return self._read()
+
+    def _read(self) -> State:
+        """Inside of a transaction, and the first thing that is read in it."""
+        while True:
+            version = self._ledger.meta("version")
+            if self._state is not None and self._state.version == version:
+                return self._state
+            shards = self._ledger.shards()
+            try:
+                parts = self._shards.parts(shards)
+                break
+            except FileNotFoundError as error:
+                # A compaction removes files that were listed a moment before.
+                self._ledger.renew()
+                if self._ledger.meta("version") == version:
+                    raise SoftlookupError(f"{error.filename}: {reason(error)}") from error
+        total = sum(rows for _, rows in shards)
+        alive, dead = None, self._ledger.dead()
+        if dead:
+            alive = torch.ones(total, dtype=torch.bool)
+            alive[torch.tensor(dead)] = False
+            alive = alive.to(parts[0].keys.device)
+        self._state = State(version, [number for number, _ in shards], parts, alive, total - len(dead), self._ledger.files())
+        return self._state
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make all changes inside at once, or none."""
+        with self._writing():
+            yield
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        if not self._write:
+            raise SoftlookupError(f"{self._ledger.name}: expected a table opened with write=True, got one for reading")
+        try:
+            with self._ledger.writing():
+                yield
+        except BaseException:
+            self._state = None  # it may be one that never was
+            raise
+
+    def _append(self, keys: Tensor, values: Tensor | None, payloads: Sequence[Any] | None, ids: Sequence[int]) -> None:
+        first = sum(rows for _, rows in self._ledger.shards())
+        self._grow(keys, values)
+        self._ledger.insert(first, ids, [None] * len(ids) if payloads is None else payloads)
+
+    def _grow(self, keys: Tensor, values: Tensor | None) -> None:
+        """Vectors into the last shard and new ones."""
+        done = 0
+        while done < len(keys):
+            number, rows = ([(-1, self._shards.shard_rows)] + self._ledger.shards())[-1]
+            if rows >= self._shards.shard_rows:
+                number, rows = self._ledger.take("next_shard", 1), 0
+            some = slice(done, done + min(self._shards.shard_rows - rows, len(keys) - done))
+            self._ledger.grow(self._shards.append(number, rows, keys[some], None if values is None else values[some]))
+            done = some.stop
+
+    def _rows(self, ids: list[int]) -> Rows:
+        found, state = self._known(ids), self._read()
+        positions = torch.tensor([found[i][0] for i in ids], dtype=torch.int64)
+        keys, values = (gathered(state.parts, positions, kind) for kind in KINDS)
+        if keys is None:
+            keys = torch.empty(0, self.key_width)
+            values = torch.empty(0, self.value_width) if self.value_width else None
+        return Rows(torch.tensor(ids, dtype=torch.int64), keys, values, [found[i][1] for i in ids])
+
+    def _positions(self, ids: list[int]) -> list[int]:
+        found = self._known(ids)
+        return [found[i][0] for i in ids]
+
+    def _known(self, ids: list[int]) -> dict[int, tuple[int, Any]]:
+        found = self._ledger.find(ids)
+        if missing := [i for i in ids if i not in found]:
+            raise SoftlookupError(f"ids: expected ids of rows, found none of {', '.join(map(str, missing[:5]))}")
+        return found
+
+    def _check_rows(self, keys: Tensor, values: Tensor | None, payloads: Sequence[Any] | None, ids: list[int] | None) -> None:
+        _check("keys", keys, self.key_width)
+        if (values is None) != (self.value_width == 0):
+            got = "none" if values is None else "some"
+            raise SoftlookupError(f"values: expected {f'(n, {self.value_width})' if self.value_width else 'none'}, got {got}")
+        if values is not None:
+            _check("values", values, self.value_width)
+        for name, given in (("values", values), ("payloads", payloads), ("ids", ids)):
+            if given is not None and len(given) != len(keys):
+                raise SoftlookupError(f"{name}: expected one for each of the {len(keys)} keys, got {len(given)}")
+        if ids is not None and len(set(ids)) < len(ids):
+            raise SoftlookupError("ids: expected each once, got some twice")
+
+    def _damaged_files(self) -> list[str]:
+        if self.folder is None:
+            return []
+        wrong = []
+        for name, _, _, expected in self._ledger.files():
+            path = self.folder / name
+            try:
+                if zlib.crc32(path.read_bytes()) != expected:
+                    wrong.append(f"{path}: is not what was written; index() builds it again")
+            except OSError as error:
+                wrong.append(f"{path}: {reason(error)}")
+        return wrong
+
+    def _tidy_files(self) -> None:
+        """Remove what was built over rows and is not known any more."""
+        if self.folder is not None:
+            known = {name for name, _, _, _ in self._ledger.files()}
+            for path in self.folder.glob("index-*"):
+                if path.name not in known:
+                    path.unlink(missing_ok=True)
+
+
+def gathered(parts: Sequence[Part], positions: Tensor, kind: str) -> Any:
+    """The vectors, keys or values, at positions (…): (…, width); None where parts have none of that kind."""
+    vectors, flat = [getattr(part, kind) for part in parts], positions.flatten()
+    if not vectors or vectors[0] is None:
+        return None
+    if len(vectors) == 1:
+        found = vectors[0].index_select(0, flat.to(vectors[0].device))
+    else:
+        found = vectors[0].new_empty(len(flat), vectors[0].shape[1])
+        for part, some in zip(parts, vectors, strict=True):
+            here = ((flat >= part.first) & (flat < part.first + len(some))).nonzero()[:, 0]
+            if len(here):
+                found[here] = some.index_select(0, flat[here] - part.first)
+    return found.unflatten(0, positions.shape)
+
+
+def _check(name: str, x: Any, width: int | None) -> None:
+    shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+    if (
+        not isinstance(x, Tensor)
+        or x.ndim != 2
+        or not x.is_floating_point()
+        or (width or x.shape[1]) != x.shape[1]
+        or not x.shape[1]
+    ):
+        raise SoftlookupError(f"{name}: expected a floating-point tensor (n, {width or 'width'}), got {shape}")
+    if not bool(x.isfinite().all()):
+        raise SoftlookupError(f"{name}: expected finite numbers, got NaN or infinity")
+
+
+def _integers(ids: Sequence[int] | Tensor) -> list[int]:
+    found = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+    for i in found:
+        if isinstance(i, bool) or not isinstance(i, int) or not -(2**63) <= i < 2**63:
+            raise SoftlookupError(f"ids: expected integers of 64 bits, got {i!r}")
+    return found
