@@ -41,7 +41,7 @@ def filled(run, tmp_path):
 
 def test_query(run, filled):
     code, lines, _ = run("query", "t", "--key", "[1, 0.5, 0]", "--temperature", 0.2)
-    assert code == 0 and max(map(len, lines)) <= 100
+    assert code == 0 and max(map(len, lines)) <= 80
     weights = np.exp(np.array([1, 0.5, 0]) / 0.2)
     weights /= weights.sum()
     assert "1.2 effective rows; read all 3" in lines[0]

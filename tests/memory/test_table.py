@@ -251,9 +251,13 @@ def test_an_index_lives_in_the_folder(tmp_path):
         said = table.lookup(queries, 0.05, tolerance=1e-3)
     with SoftTable.open(tmp_path / "t") as table:
         again = table.lookup(queries, 0.05, tolerance=1e-3)
-        assert torch.equal(said.value, again.value) and table.stats()["index"] == ["cells over 2,000 rows"]
-        assert len(list((tmp_path / "t").glob("index-*"))) == 1
+        assert torch.equal(said.value, again.value)
+        assert sorted(table.stats()["index"]) == ["cells over 2,000 rows", "graph over 2,000 rows"]
+        assert table.lookup(queries, top_k=2).missed.isnan().all()
+        assert len(list((tmp_path / "t").glob("index-*"))) == 2
     with SoftTable.open(tmp_path / "t", write=True) as table:
+        table.index("cells", 10)
+        assert len(list((tmp_path / "t").glob("index-*"))) == 2
         table.compact()
         with pytest.raises(SoftlookupError, match="index\\('cells'\\)"):
             table.lookup(queries, 0.05, tolerance=1e-3)
@@ -337,6 +341,8 @@ WRONG = [
     (lambda t: t.get([9]), "none of 9"),
     (lambda t: t.index("tree"), "index: expected 'cells' or 'graph', got 'tree'"),
     (lambda t: t.index("cells", 99), "cells: expected"),
+    (lambda t: t.index("graph", 2), "cells: expected with"),
+    (lambda t: t.lookup(torch.ones(4), "hot"), "temperature"),
 ]
 
 

@@ -55,10 +55,11 @@ class Cells:
         return len(self.positions)
 
     @classmethod
-    def build(cls, state: State, count: int, seed: int = 0) -> Cells:
-        """`count` cells around means that FAISS finds by k-means on a sample."""
+    def build(cls, state: State, cells: int | None = None, seed: int = 0) -> Cells:
+        """That many, by default the root of the number of rows, around means that FAISS finds by k-means on a sample."""
         faiss = library()
         total = state.total
+        count = max(1, round(total**0.5)) if cells is None else cells
         if not 1 <= count <= max(1, total // 2):
             raise SoftlookupError(f"cells: expected from 1 to half as many as the {total:,} rows, got {count:,}")
         draw = torch.Generator().manual_seed(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from .table import SoftTable
 
 NUMBERS = 6
 """Of a value, on the screen."""
-CHARACTERS = 60
-"""Of a payload, on the screen."""
+BEFORE = 35
+"""Columns of the screen before a payload."""
 
 
 def create(folder: str, key_width: int, value_width: int) -> str:
@@ -114,10 +115,11 @@ def _shown(answer: dict[str, Any], count: int) -> str:
     if answer["value"] is not None:
         more = " …" if len(answer["value"]) > NUMBERS else ""
         lines.append("  value  " + "  ".join(f"{x:.4g}" for x in answer["value"][:NUMBERS]) + more)
+    room = max(20, shutil.get_terminal_size().columns - BEFORE)
     lines.append(f"  {'weight':>7}  {'score':>10}  {'id':>10}")
     for row in answer["best"]:
         payload = "" if row["payload"] is None else _text(row["payload"])
-        short = payload if len(payload) <= CHARACTERS else payload[: CHARACTERS - 1] + "…"
+        short = payload if len(payload) <= room else payload[: room - 1] + "…"
         lines.append(f"  {row['weight']:7.2%}  {row['score']:>10.4f}  {row['id']:>10}  {short}".rstrip())
     return "\n".join(lines)
 

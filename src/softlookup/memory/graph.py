@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import SoftlookupError
 from .cells import library
 from .store import State
 
@@ -28,7 +29,9 @@ class Graph:
         return self.index.ntotal
 
     @classmethod
-    def build(cls, state: State) -> Graph:
+    def build(cls, state: State, cells: int | None = None) -> Graph:
+        if cells is not None:
+            raise SoftlookupError("cells: expected with index('cells'), got a graph")
         faiss = library()
         index = faiss.IndexHNSWFlat(state.parts[0].keys.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
         for part in state.parts:

@@ -205,8 +205,9 @@ class Ledger:
         """Name, kind, rows covered and checksum of what was built over the rows."""
         return self._db.execute("SELECT * FROM files ORDER BY name").fetchall()
 
-    def replace_files(self, name: str, kind: str, rows: int, sum_of: int) -> None:
-        self._db.execute("DELETE FROM files")
+    def replace_file(self, name: str, kind: str, rows: int, sum_of: int) -> None:
+        """That of its kind."""
+        self._db.execute("DELETE FROM files WHERE kind = ?", (kind,))
         self._db.execute("INSERT INTO files VALUES (?, ?, ?, ?)", (name, kind, rows, sum_of))
 
     def damage(self) -> list[str]:

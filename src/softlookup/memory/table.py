@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import SoftlookupError
 from ..files import reason, write
+from ..masks import Padding
 from ..scores import Dot, Score
 from ..summary import CHEAP, Stats, Summary, chosen, join_rows, map_tensors
 from .best import best, best_of
@@ -33,8 +34,8 @@ class Found:
     """What a table answers to n queries.
 
     value: (n, m), None where rows have no values. stats: of the weights of the rows that were read.
-    ids, scores, weights: (n, k) of the best rows, where `top_k` asked for them: ids are -1, scores -inf and weights 0 where
-    there are fewer; weights are shares of what was read.
+    ids, scores, weights: (n, k) of the best rows, where `top_k` asked for them, k at most the number of rows; ids are -1,
+    scores -inf and weights 0 where fewer were read. Weights are shares of what was read.
     missed: (n,) the most that rows not read can weigh, as a share of all; 0 where all were read. unseen: (n,) what their scores
     cannot exceed. Both are theorems, and NaN where there is none (`certified`).
     """
@@ -114,7 +115,7 @@ class SoftTable(Store):
             raise SoftlookupError("index: expected rows, got none")
         if kind not in INDEXES:
             raise SoftlookupError(f"index: expected {' or '.join(map(repr, INDEXES))}, got {kind!r}")
-        built = INDEXES[kind].build(state, *([] if kind == "graph" else [cells or max(1, round(state.total**0.5))]))
+        built = INDEXES[kind].build(state, cells)
         content = built.to_bytes()
         with self._writing():
             shards = self._ledger.shards()
@@ -123,9 +124,10 @@ class SoftTable(Store):
             name = f"index-{self._ledger.meta('version'):06d}-{kind}"
             if self.folder is not None:
                 write(self.folder / name, content)
-            self._ledger.replace_files(name, kind, built.covered, zlib.crc32(content))
-        self._built = {name: built}
-        self._tidy_files()
+            self._ledger.replace_file(name, kind, built.covered, zlib.crc32(content))
+        with self._writing():
+            self._tidy_files()
+        self._built[name] = built
 
     def _question(self, query: Any, score: Score, temperature: Any, stats: Any) -> Question:
         if not isinstance(query, Tensor) or query.ndim != 2 or query.shape[1] != self.key_width or not len(query):
@@ -135,8 +137,8 @@ class SoftTable(Store):
             raise SoftlookupError("query: expected finite numbers, got NaN or infinity")
         if isinstance(temperature, Tensor) and temperature.ndim and temperature.shape != query.shape[:1]:
             raise SoftlookupError(f"temperature: expected a number or ({len(query)},), got {tuple(temperature.shape)}")
-        if not isinstance(temperature, Tensor) and not 0 <= temperature < float("inf"):
-            raise SoftlookupError(f"temperature: expected a finite number >= 0, got {temperature}")
+        if not isinstance(temperature, Tensor) and not (isinstance(temperature, int | float) and 0 <= temperature < float("inf")):
+            raise SoftlookupError(f"temperature: expected a finite number >= 0, got {temperature!r}")
         names = STATISTICS if stats is True else chosen(stats)
         if strange := set(names) - set(STATISTICS):
             raise SoftlookupError(f"stats: expected names among {', '.join(STATISTICS)}, got {', '.join(sorted(strange))}")
@@ -148,13 +150,14 @@ class SoftTable(Store):
         return summary
 
     def _answer(self, question: Question, state: State, top_k: int | None, tolerance: float | None) -> Answer:
+        k = min(top_k or 0, state.count)
         if tolerance is not None:
             cells = self._index(state, "cells")
             if cells is None:
                 raise SoftlookupError("tolerance: expected a table with cells, built by index('cells'), got one without")
-            return cells.ask(question, state, tolerance, top_k or 0)
-        if top_k is not None:
-            return self._of_best(question, state, min(top_k, state.count))
+            return cells.ask(question, state, tolerance, k)
+        if k:
+            return self._of_best(question, state, k)
         n = question.query.new_zeros(len(question.query))
         return Answer(self._everything(question, state), n[:, None][:, :0], n.long()[:, None][:, :0], n, n - float("inf"))
 
@@ -203,10 +206,11 @@ class SoftTable(Store):
 
     def _index(self, state: State, kind: str) -> Any:
         """What was built of that kind, if it was."""
+        self._built = {name: built for name, built in self._built.items() if any(name == each[0] for each in state.files)}
         for name, there, _, expected in state.files:
             if there == kind:
                 if name not in self._built:
-                    self._built = {name: INDEXES[kind].from_bytes(self._content(name, expected))}
+                    self._built[name] = INDEXES[kind].from_bytes(self._content(name, expected))
                 return self._built[name]
         return None
 
@@ -223,10 +227,11 @@ class SoftTable(Store):
 
 
 def _over_own(question: Question, state: State, positions: Tensor) -> Summary:
-    """The summary of each query over rows of its own, at positions (n, k)."""
-    n = len(positions)
-    keys, values = (gathered(state.parts, positions[:, None], kind) for kind in KINDS)
-    return map_tensors(question.shaped(n, 1, 1).over(keys, values), lambda x, trailing: x.flatten(0, 2))
+    """The summary of each query over rows of its own, at positions (n, k), -1 for none."""
+    n, real = len(positions), positions >= 0
+    keys, values = (gathered(state.parts, positions.clamp(min=0)[:, None], kind) for kind in KINDS)
+    mask = None if bool(real.all()) else Padding(real)
+    return map_tensors(question.shaped(n, 1, 1).over(keys, values, mask), lambda x, trailing: x.flatten(0, 2))
 
 
 def _tensor(x: Tensor | Stats) -> Tensor:
