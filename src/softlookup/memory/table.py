@@ -137,7 +137,8 @@ class SoftTable(Store):
             raise SoftlookupError("query: expected finite numbers, got NaN or infinity")
         if isinstance(temperature, Tensor) and temperature.ndim and temperature.shape != query.shape[:1]:
             raise SoftlookupError(f"temperature: expected a number or ({len(query)},), got {tuple(temperature.shape)}")
-        if not isinstance(temperature, Tensor) and not (isinstance(temperature, int | float) and 0 <= temperature < float("inf")):
+        number = isinstance(temperature, int | float) and 0 <= temperature < float("inf")
+        if not isinstance(temperature, Tensor) and not number:
             raise SoftlookupError(f"temperature: expected a finite number >= 0, got {temperature!r}")
         names = STATISTICS if stats is True else chosen(stats)
         if strange := set(names) - set(STATISTICS):
