@@ -12,6 +12,7 @@ from ..scores import Gaussian
 
 OTHERS = ~Window(1)
 """Every key but that at the query's own position."""
+REACH = 15.0
 
 
 def leave_one_out(observed: Tensor, values: Tensor, bandwidths: Tensor) -> Tensor:
@@ -53,16 +54,20 @@ def search(observed: Tensor, values: Tensor, low: float, high: float, count: int
 
 
 def descend(observed: Tensor, values: Tensor, start: Tensor, steps: int = 60) -> tuple[Tensor, float]:
-    """Bandwidths (d,), one for each dimension, and their error: by L-BFGS on their logarithms from `start` (d,)."""
+    """Bandwidths (d,), one for each dimension, and their error: by L-BFGS on their logarithms from `start` (d,), at most a
+    factor of exp(REACH) away."""
     logs = start.log().clone().requires_grad_()
+
+    def widths() -> Tensor:
+        return logs.clamp(start.log() - REACH, start.log() + REACH).exp()
     optimizer = torch.optim.LBFGS([logs], max_iter=steps, line_search_fn="strong_wolfe")
 
     def error() -> Tensor:
         optimizer.zero_grad()
-        loss = leave_one_out(observed, values, logs.exp()[None])[0]
+        loss = leave_one_out(observed, values, widths()[None])[0]
         loss.backward()
         return loss
 
     optimizer.step(error)
     with torch.no_grad():
-        return logs.exp(), float(leave_one_out(observed, values, logs.exp()[None])[0])
+        return widths(), float(leave_one_out(observed, values, widths()[None])[0])
