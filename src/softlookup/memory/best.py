@@ -17,6 +17,8 @@ def best(query: Tensor, state: State, k: int, start: int = 0) -> tuple[Tensor, T
     where there are fewer, -inf and -1."""
     scores = query.new_full((len(query), k), float("-inf"))
     found = scores, torch.full(scores.shape, -1, dtype=torch.int64, device=query.device)
+    if not k:
+        return found
     step = max(k, SCORES_AT_ONCE // max(1, len(query)))
     for part in state.parts:
         for at in range(max(0, start - part.first), len(part.keys), step):

@@ -106,8 +106,7 @@ class Cells:
         n, device = len(order), order.device
         summary = question.everywhere(state, start=self.covered)
         top = best(question.query, state, k, self.covered)
-        hard = not isinstance(question.temperature, Tensor) and question.temperature == 0
-        enough = 0.0 if hard else math.log(tolerance) - math.log1p(-tolerance)
+        enough = 0.0 if question.hard else math.log(tolerance) - math.log1p(-tolerance)
         read = torch.zeros(n, dtype=torch.int64, device=device)
         while True:
             if summary is None:
@@ -139,7 +138,7 @@ class Cells:
         assert summary is not None
         here = read[:, None]
         odds = rest.gather(1, here) - summary.logsumexp.detach()[:, None] + error
-        missed = torch.zeros_like(odds) if hard else odds.sigmoid()
+        missed = torch.zeros_like(odds) if question.hard else odds.sigmoid()
         return Answer(summary, *top, missed[:, 0], bounds.gather(1, here)[:, 0])
 
     def _bounds(self, question: Question, state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -152,13 +151,11 @@ class Cells:
         counts = self._counts(state).to(query)
         bounds = torch.where(counts > 0, query @ centres.T + length * radii, float("-inf"))
         bounds, order = bounds.sort(1, descending=True)
-        temperature = question.temperature
-        t = temperature.detach()[:, None] if isinstance(temperature, Tensor) else temperature
         bounds = torch.cat([bounds, bounds.new_full((len(query), 1), float("-inf"))], 1)
-        if not isinstance(t, Tensor) and t == 0:
+        if question.hard:
             return order, bounds, bounds.clone(), error
-        logs = torch.cat([counts.log()[order], bounds.new_zeros(len(query), 1)], 1) + bounds / t
-        return order, bounds, logs.flip(1).logcumsumexp(1).flip(1), error / t
+        logs = torch.cat([counts.log()[order], bounds.new_zeros(len(query), 1)], 1) + bounds / question.divisor
+        return order, bounds, logs.flip(1).logcumsumexp(1).flip(1), error / question.divisor
 
     def _counts(self, state: State) -> Tensor:
         """(C,) live rows of each cell."""

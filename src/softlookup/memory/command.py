@@ -84,15 +84,11 @@ def query(folder: str, key: str, temperature: float, top_k: int, tolerance: floa
         shares = named.weights
         if temperature > 0:
             shares = (named.scores.double() / temperature - found.stats.logsumexp.double()[:, None]).exp()
-        lines = []
+        all_ids = [i for i in named.ids.unique().tolist() if i >= 0]
+        payloads, count, lines = dict(zip(all_ids, table.get(all_ids).payloads, strict=True)), len(table), []
         for n in range(len(asked)):
-            ids = [i for i in named.ids[n].tolist() if i >= 0]
-            rows = [
-                {"id": i, "weight": weight, "score": score, "payload": payload}
-                for i, weight, score, payload in zip(
-                    ids, shares[n].tolist(), named.scores[n].tolist(), table.get(ids).payloads, strict=False
-                )
-            ]
+            best = zip(named.ids[n].tolist(), shares[n].tolist(), named.scores[n].tolist(), strict=True)
+            rows = [{"id": i, "weight": w, "score": s, "payload": payloads[i]} for i, w, s in best if i >= 0]
             answer: dict[str, Any] = {
                 "query": n,
                 "value": None if found.value is None else found.value[n].tolist(),
@@ -102,7 +98,7 @@ def query(folder: str, key: str, temperature: float, top_k: int, tolerance: floa
                 "missed": float(found.missed[n]),
                 "best": rows,
             }
-            lines.append(_json(answer) if as_json else _shown(answer, len(table)))
+            lines.append(_json(answer) if as_json else _shown(answer, count))
     return lines
 
 
@@ -125,14 +121,9 @@ def _shown(answer: dict[str, Any], count: int) -> str:
 
 
 def _text(payload: Any) -> str:
-    said = (
-        repr(payload)
-        if isinstance(payload, bytes)
-        else payload
-        if isinstance(payload, str)
-        else json.dumps(payload, ensure_ascii=False)
-    )
-    return " ".join(said.split())
+    if not isinstance(payload, str):
+        payload = repr(payload) if isinstance(payload, bytes) else json.dumps(payload, ensure_ascii=False)
+    return " ".join(payload.split())
 
 
 def _json(answer: dict[str, Any]) -> str:

@@ -54,7 +54,7 @@ class Ledger:
         with _told(name):
             ledger = cls(sqlite3.connect(":memory:" if path is None else path, timeout=PATIENCE, isolation_level=None), name)
             ledger._db.execute("PRAGMA journal_mode = WAL")
-            ledger._prepare()
+            ledger._db.execute("PRAGMA synchronous = FULL")
             ledger._db.executescript("BEGIN IMMEDIATE;" + _SCHEMA)
             items = (meta | {"format": FORMAT, "next_id": 0, "next_shard": 0, "version": 0}).items()
             ledger._db.executemany("INSERT INTO meta VALUES (?, ?)", items)
@@ -70,17 +70,13 @@ class Ledger:
             ledger = cls(
                 sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", timeout=PATIENCE, isolation_level=None, uri=True), name
             )
-            ledger._prepare()
+            ledger._db.execute("PRAGMA synchronous = FULL")
             if not write:
                 ledger._db.execute("PRAGMA query_only = ON")
             found = ledger.meta("format")
         if found != FORMAT:
             raise SoftlookupError(f"{name}: expected a table of format {FORMAT}, got {found}")
         return ledger
-
-    def _prepare(self) -> None:
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("PRAGMA foreign_keys = OFF")
 
     def close(self) -> None:
         self._db.close()

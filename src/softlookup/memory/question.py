@@ -26,6 +26,16 @@ class Question:
     temperature: float | Tensor
     names: tuple[str, ...]
 
+    @property
+    def hard(self) -> bool:
+        """Whether the best row alone is asked for."""
+        return not isinstance(self.temperature, Tensor) and self.temperature == 0
+
+    @property
+    def divisor(self) -> float | Tensor:
+        """The temperature, of each query (n, 1) where they differ, without its graph."""
+        return self.temperature.detach()[:, None] if isinstance(self.temperature, Tensor) else self.temperature
+
     def of(self, rows: Tensor) -> Question:
         """The same of some queries."""
         temperature = self.temperature[rows] if isinstance(self.temperature, Tensor) else self.temperature

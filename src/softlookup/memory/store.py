@@ -141,7 +141,7 @@ class Store:
         self._check_rows(keys, values, payloads, numbers)
         with self._writing():
             if numbers is None:
-                first = self._ledger.take("next_id", len(keys))
+                first = self._ledger.meta("next_id")
                 numbers = list(range(first, first + len(keys)))
             elif used := self._ledger.find(numbers):
                 raise SoftlookupError(f"ids: expected ids that are not in use, got {', '.join(map(str, sorted(used)[:5]))}")
@@ -160,12 +160,13 @@ class Store:
         if not numbers:
             return
         with self._writing():
-            before = self._rows(numbers)
+            known = self._known(numbers)
+            before = self._rows(known, numbers)
             keys = before.keys if keys is None else keys
             values = before.values if values is None else values
             payloads = before.payloads if payloads is None else payloads
             self._check_rows(keys, values, payloads, numbers)
-            self._ledger.remove(self._positions(numbers))
+            self._ledger.remove([known[i][0] for i in numbers])
             self._append(keys, values, payloads, numbers)
 
     def delete(self, ids: Sequence[int] | Tensor) -> None:
@@ -174,23 +175,25 @@ class Store:
         if len(set(numbers)) < len(numbers):
             raise SoftlookupError("ids: expected each once, got some twice")
         with self._writing():
-            self._ledger.remove(self._positions(numbers))
+            known = self._known(numbers)
+            self._ledger.remove([known[i][0] for i in numbers])
 
     def get(self, ids: Sequence[int] | Tensor | None = None) -> Rows:
         """The rows of these ids, in their order; by default all, in the order in which they were written."""
         with self._ledger.reading():
             self._read()
-            return self._rows(self._ledger.all_ids() if ids is None else _integers(ids))
+            numbers = self._ledger.all_ids() if ids is None else _integers(ids)
+            return self._rows(self._known(numbers), numbers)
 
     def compact(self) -> None:
         """Write all rows anew, without those that were deleted or replaced; what was built over them must be built again."""
         if self._ledger.busy:
             raise SoftlookupError("compact: expected to be called by itself, got a call together with other changes")
         with self._writing():
-            state, left = self._read(), list(self._ledger.rows())
-            positions = torch.tensor([row[0] for row in left], dtype=torch.int64)
+            state = self._read()
+            positions = torch.arange(state.total) if state.alive is None else state.alive.nonzero()[:, 0].cpu()
             self._ledger.renumber()
-            for some in positions.split(AT_ONCE) if len(left) else ():
+            for some in positions.split(AT_ONCE) if len(positions) else ():
                 self._grow(gathered(state.parts, some, "keys"), gathered(state.parts, some, "values"))
         with self._writing():
             self._shards.tidy(self._ledger.shards())
@@ -281,8 +284,8 @@ class Store:
             self._ledger.grow(self._shards.append(number, rows, keys[some], None if values is None else values[some]))
             done = some.stop
 
-    def _rows(self, ids: list[int]) -> Rows:
-        found, state = self._known(ids), self._read()
+    def _rows(self, found: dict[int, tuple[int, Any]], ids: list[int]) -> Rows:
+        state = self._read()
         positions = torch.tensor([found[i][0] for i in ids], dtype=torch.int64)
         keys, values = (gathered(state.parts, positions, kind) for kind in KINDS)
         if keys is None:
@@ -290,11 +293,8 @@ class Store:
             values = torch.empty(0, self.value_width) if self.value_width else None
         return Rows(torch.tensor(ids, dtype=torch.int64), keys, values, [found[i][1] for i in ids])
 
-    def _positions(self, ids: list[int]) -> list[int]:
-        found = self._known(ids)
-        return [found[i][0] for i in ids]
-
     def _known(self, ids: list[int]) -> dict[int, tuple[int, Any]]:
+        """Position and payload of each."""
         found = self._ledger.find(ids)
         if missing := [i for i in ids if i not in found]:
             raise SoftlookupError(f"ids: expected ids of rows, found none of {', '.join(map(str, missing[:5]))}")
@@ -314,17 +314,25 @@ class Store:
             raise SoftlookupError("ids: expected each once, got some twice")
 
     def _damaged_files(self) -> list[str]:
-        if self.folder is None:
-            return []
         wrong = []
-        for name, _, _, expected in self._ledger.files():
-            path = self.folder / name
+        for name, _, _, expected in self._ledger.files() if self.folder is not None else ():
             try:
-                if zlib.crc32(path.read_bytes()) != expected:
-                    wrong.append(f"{path}: is not what was written; index() builds it again")
-            except OSError as error:
-                wrong.append(f"{path}: {reason(error)}")
+                self._content(name, expected)
+            except SoftlookupError as error:
+                wrong.append(str(error))
         return wrong
+
+    def _content(self, name: str, expected: int) -> bytes:
+        """Of a file that was built over the rows."""
+        assert self.folder is not None
+        path = self.folder / name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise SoftlookupError(f"{path}: {reason(error)}") from error
+        if zlib.crc32(content) != expected:
+            raise SoftlookupError(f"{path}: expected what was written, got something else; index() builds it again")
+        return content
 
     def _tidy_files(self) -> None:
         """Remove what was built over rows and is not known any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SoftlookupError
-from ..files import reason, write
+from ..files import write
 from ..masks import Padding
 from ..scores import Dot, Score
 from ..summary import CHEAP, Stats, Summary, chosen, join_rows, map_tensors
@@ -179,10 +180,12 @@ class SoftTable(Store):
         if k == state.count:
             return Answer(summary, scores, positions, torch.zeros_like(scores[:, 0]), scores[:, 0] - float("inf"))
         # None of the rest scores more than the k-th.
-        t = torch.as_tensor(question.temperature).detach()
-        odds = scores[:, -1] / t - summary.logsumexp.detach() + torch.log(torch.tensor(float(state.count - k)))
-        missed = torch.where(t == 0, (scores[:, -1] == scores[:, 0]).to(odds), odds.sigmoid())
-        return Answer(summary, scores, positions, missed, scores[:, -1])
+        last = scores[:, -1:]
+        if question.hard:
+            missed = (last == scores[:, :1]).to(scores)
+        else:
+            missed = (last / question.divisor - summary.logsumexp.detach()[:, None] + math.log(state.count - k)).sigmoid()
+        return Answer(summary, scores, positions, missed[:, 0], scores[:, -1])
 
     def _found(self, answer: Answer, question: Question, top_k: int | None, single: bool) -> Found:
         summary = answer.summary
@@ -191,12 +194,11 @@ class SoftTable(Store):
             scores, places = answer.scores, answer.positions
             known = self._ledger.ids(places.unique().tolist())
             ids = torch.tensor([known.get(p, -1) for p in places.flatten().tolist()], device=places.device).view_as(places)
-            t = question.temperature
-            t = t.detach()[:, None] if isinstance(t, Tensor) else t
-            weights = (scores / t - summary.logsumexp.detach()[:, None]).exp()
-            if not isinstance(t, Tensor) and t == 0:
+            if question.hard:
                 first = (scores == scores[:, :1]).to(scores)
                 weights = first / first.sum(1, keepdim=True)
+            else:
+                weights = (scores / question.divisor - summary.logsumexp.detach()[:, None]).exp()
         missed, unseen = answer.missed, answer.unseen
         if single:
             summary = map_tensors(summary, lambda x, trailing: x.squeeze(-1 - trailing))
@@ -214,17 +216,6 @@ class SoftTable(Store):
                     self._built[name] = INDEXES[kind].from_bytes(self._content(name, expected))
                 return self._built[name]
         return None
-
-    def _content(self, name: str, expected: int) -> bytes:
-        assert self.folder is not None
-        path = self.folder / name
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise SoftlookupError(f"{path}: {reason(error)}") from error
-        if zlib.crc32(content) != expected:
-            raise SoftlookupError(f"{path}: expected what was written, got something else; index() builds it again")
-        return content
 
 
 def _over_own(question: Question, state: State, positions: Tensor) -> Summary:

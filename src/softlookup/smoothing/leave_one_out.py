@@ -60,6 +60,7 @@ def descend(observed: Tensor, values: Tensor, start: Tensor, steps: int = 60) ->
 
     def widths() -> Tensor:
         return logs.clamp(start.log() - REACH, start.log() + REACH).exp()
+
     optimizer = torch.optim.LBFGS([logs], max_iter=steps, line_search_fn="strong_wolfe")
 
     def error() -> Tensor:
