@@ -43,6 +43,33 @@ class Mahalanobis(sl.Score):
         return sl.Product(query @ self.metric, key, scale=0.5)
 
 
+class Cauchy(sl.Threshold):
+    """Weights that fall off as a power: the normalizer of one's own in the docs."""
+
+    def weight(self, x):
+        return torch.where(x < 0, 1 / (1 - x.clamp(max=0)), 1 + x)
+
+    def reach(self, w):
+        return torch.where(w < 1, 1 - 1 / w, w - 1)
+
+
+class Exponential(sl.Threshold):
+    """Softmax, said as a threshold, with a learned temperature of its own."""
+
+    def __init__(self, rate: Tensor):
+        super().__init__()
+        self.rate = rate
+
+    def parameters(self):
+        return (self.rate,)
+
+    def weight(self, x, rate):
+        return (x * rate).exp()
+
+    def reach(self, w, rate):
+        return w.log() / rate
+
+
 @dataclass
 class Case:
     query: Tensor
@@ -199,6 +226,55 @@ def normalizer_case(name: str) -> Case:
         case "sink_learned":
             case.parameters = [learned(H)]
             normalizer = sl.Softmax(temperature=1.3, sink=case.parameters[0])
+    case.arguments["normalizer"] = normalizer
+    return case
+
+
+RULES = "sparsemax entmax entmax_one entmax_low entmax_high entmax_learned entmax_head".split()
+RULES += "topk sigmoid sigmoid_fixed sigmoid_head cauchy exponential".split()
+
+
+def rule_case(name: str, small: bool = False) -> Case:
+    """Normalizers other than softmax, with scores of which some are far below others. small: so that every entry of a Jacobian
+    can be looked at."""
+    sizes = {"b": 1, "h": 2, "kv": 1, "q": 3, "s": 6, "e": 2, "ev": 2} if small else {"h": H, "q": L, "s": S}
+    q, k, v = tensors(**sizes)
+    mask = sl.Causal() | sl.Window(3) if small else mask_of("empty") | sl.Window(3)
+    heads, length = sizes["h"], sizes["q"]
+    case = Case(2 * q, 2 * k, v, {"mask": mask, "bias": torch.randn(length, sizes["s"], dtype=torch.float64)})
+    p = case.parameters
+    match name:
+        case "sparsemax":
+            normalizer: sl.Normalizer = sl.Sparsemax()
+        case "entmax":
+            p.append(learned(heads, positive=True))
+            normalizer = sl.Entmax(1.5, temperature=p[0])
+        case "entmax_one":
+            normalizer = sl.Entmax(1.0, temperature=0.7)
+        case "entmax_low":
+            normalizer = sl.Entmax(1.2)
+        case "entmax_high":
+            normalizer = sl.Entmax(1.9)
+        case "entmax_learned":
+            p.append(learned(positive=True) / 2 + 1)
+            normalizer = sl.Entmax(p[0])
+        case "entmax_head":
+            p += [learned(heads, positive=True) / 2 + 1, learned(1, heads, length, positive=True)]
+            normalizer = sl.Entmax(p[0], temperature=p[1])
+        case "topk":
+            normalizer = sl.TopK(3)
+        case "sigmoid":
+            normalizer = sl.Sigmoid()
+        case "sigmoid_fixed":
+            normalizer = sl.Sigmoid(-1.5, temperature=2.0)
+        case "sigmoid_head":
+            p.append(learned(heads))
+            normalizer = sl.Sigmoid(p[0])
+        case "cauchy":
+            normalizer = Cauchy()
+        case "exponential":
+            p.append(learned(heads, positive=True))
+            normalizer = Exponential(p[0])
     case.arguments["normalizer"] = normalizer
     return case
 

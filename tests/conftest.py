@@ -16,12 +16,16 @@ def _settled():
 def cut_blocks(monkeypatch, scores: int) -> None:
     """Let the streaming engine hold no more than about `scores` scores at a time."""
     monkeypatch.setattr(tiling, "CPU_SCORES", scores)
+    monkeypatch.setattr(tiling, "WHOLE_ROWS", scores)
     monkeypatch.setattr(tiling, "PAIRWISE_FLOATS", scores * 5)
     if scores < 1000:
         original = tiling.Tiling._sizes
         monkeypatch.setattr(tiling.Tiling, "_rows", lambda self: 2)
+        columns = {False: 5, True: 10**9}  # rows that must be whole are
         monkeypatch.setattr(
-            tiling.Tiling, "_sizes", lambda self: tuple(min(a, b) for a, b in zip(original(self), (3, 5), strict=True))
+            tiling.Tiling,
+            "_sizes",
+            lambda self: tuple(map(min, original(self), (3, columns[self.problem.rule is not None]))),
         )
 
 

@@ -78,7 +78,7 @@ ARGUMENTS = {
         lambda: attend(score=sl.Additive(double(3, 6), double(4, 6, 5), double(4, 6, 5))),
         "Additive: expected u for 4 heads, got (3, 6)",
     ),
-    "normalizer": (lambda: attend(normalizer="softmax"), "normalizer: expected a Softmax, got str"),
+    "normalizer": (lambda: attend(normalizer="softmax"), "normalizer: expected a Normalizer, such as Softmax(), got str"),
     "temperature below 0": (
         lambda: attend(normalizer=sl.Softmax(temperature=-0.1)),
         "temperature: expected a finite number >= 0, got -0.1",

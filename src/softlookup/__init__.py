@@ -36,7 +36,14 @@ if TYPE_CHECKING:
     from .masks import Padding as Padding
     from .masks import Prefix as Prefix
     from .masks import Window as Window
+    from .normalizers import Entmax as Entmax
+    from .normalizers import Hard as Hard
+    from .normalizers import Normalizer as Normalizer
+    from .normalizers import Sigmoid as Sigmoid
     from .normalizers import Softmax as Softmax
+    from .normalizers import Sparsemax as Sparsemax
+    from .normalizers import Threshold as Threshold
+    from .normalizers import TopK as TopK
     from .operator import attend as attend
     from .operator import divergence as divergence
     from .operator import explain as explain
@@ -65,7 +72,7 @@ _NAMES = {
     "inspection": "Inspection look",
     "integrations.any_model": "watch",
     "masks": "Causal Dilated Documents Lengths Mask MaskFunction Padding Prefix Window",
-    "normalizers": "Softmax",
+    "normalizers": "Entmax Hard Normalizer Sigmoid Softmax Sparsemax Threshold TopK",
     "operator": "attend divergence explain lookup merge received",
     "running": "Plan engine",
     "scores": "Additive Bilinear Cosine Dot Gaussian Hyperbolic Product ScaledDot Score",

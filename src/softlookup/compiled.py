@@ -210,7 +210,8 @@ def _(query: Tensor, key: Tensor, value: Tensor, tensors: list[Tensor], text: st
     single = torch.float64 if v.dtype == torch.float64 else torch.float32
 
     def plane(name: str, length: int = q.shape[2]) -> Tensor:
-        return query.new_empty((*q.shape[:2], length), dtype=torch.int64 if name in ("argmax", "visible") else single)
+        whole = name in ("argmax", "visible", "support")
+        return query.new_empty((*q.shape[:2], length), dtype=torch.int64 if whole else single)
 
     value = query.new_empty((*q.shape[:3], v.shape[3]))
     outputs = [_user(value, shapes, 1)]

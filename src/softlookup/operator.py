@@ -16,9 +16,9 @@ from . import compiled, repeated
 from .biases import Bias
 from .engines import divergence as _divergence
 from .engines import reference
-from .errors import SoftlookupError
+from .errors import SoftlookupError, UnsupportedError
 from .masks import describe
-from .normalizers import Softmax
+from .normalizers import Normalizer, Softmax
 from .problem import Problem
 from .running import MaskLike, Plan, StatsLike, canonical, column_sums, finish, follower, plan, run, value_and_stats
 from .scores import ScaledDot, Score
@@ -34,7 +34,7 @@ def attend(
     score: Score = ...,
     mask: MaskLike | None = ...,
     bias: Bias | Tensor | None = ...,
-    normalizer: Softmax = ...,
+    normalizer: Normalizer = ...,
     scale: float | Tensor | None = ...,
     dropout_p: float = ...,
     seed: int | None = ...,
@@ -53,7 +53,7 @@ def attend(
     score: Score = ...,
     mask: MaskLike | None = ...,
     bias: Bias | Tensor | None = ...,
-    normalizer: Softmax = ...,
+    normalizer: Normalizer = ...,
     scale: float | Tensor | None = ...,
     dropout_p: float = ...,
     seed: int | None = ...,
@@ -71,7 +71,7 @@ def attend(
     score: Score = ScaledDot(),  # noqa: B008
     mask: MaskLike | None = None,
     bias: Bias | Tensor | None = None,
-    normalizer: Softmax = Softmax(),  # noqa: B008
+    normalizer: Normalizer = Softmax(),  # noqa: B008
     scale: float | Tensor | None = None,
     dropout_p: float = 0.0,
     seed: int | None = None,
@@ -87,7 +87,8 @@ def attend(
         mask: what is visible: a `Mask`, a boolean tensor (True = visible), a function (b, h, i, j) -> bool, or a float
             tensor that is added to the scores and hides where it is <= finfo.min / 2.
         bias: added to the scores: a float tensor that broadcasts to (…, H, L, S), `ALiBi` or `RelativeTable`.
-        normalizer: `Softmax(temperature, sink)`.
+        normalizer: how scores become weights: `Softmax(temperature, sink)`, `Entmax(alpha)`, `Sparsemax()`, `TopK(k)`,
+            `Sigmoid(bias)`, `Hard()`, or a `Threshold` of your own.
         scale: multiplies the product inside of the score; None is the score's own (1/sqrt(E) for `ScaledDot`).
         dropout_p, seed: probability that a weight is dropped; the same seed drops the same weights.
         stats: None, or what to compute in the same pass: True for all of `CHEAP`, or names.
@@ -137,7 +138,7 @@ def lookup(
     score: Score = ScaledDot(),  # noqa: B008
     mask: MaskLike | None = None,
     bias: Bias | Tensor | None = None,
-    normalizer: Softmax = Softmax(),  # noqa: B008
+    normalizer: Normalizer = Softmax(),  # noqa: B008
     scale: float | Tensor | None = None,
     dropout_p: float = 0.0,
     seed: int | None = None,
@@ -168,6 +169,8 @@ def lookup(
     names = chosen(stats)
     if "received" in names:
         raise SoftlookupError("received: expected softlookup.received(query, key), per key, got a summary, which is per query")
+    if not isinstance(normalizer, Softmax):
+        raise UnsupportedError(f"normalizer: expected a Softmax, whose parts merge, got {normalizer!r}, whose parts do not")
     problem, shift, shapes = canonical(
         query,
         key,
@@ -185,7 +188,9 @@ def lookup(
         total_keys=total_keys,
         sinks=sinks,
     )
-    return finish(run(problem), problem, shift, shapes, normalizer)
+    summary = finish(run(problem), problem, shift, shapes, normalizer)
+    assert isinstance(summary, Summary)
+    return summary
 
 
 def merge(*parts: Summary) -> Summary:
@@ -224,7 +229,7 @@ def received(
     score: Score = ScaledDot(),  # noqa: B008
     mask: MaskLike | None = None,
     bias: Bias | Tensor | None = None,
-    normalizer: Softmax = Softmax(),  # noqa: B008
+    normalizer: Normalizer = Softmax(),  # noqa: B008
     scale: float | Tensor | None = None,
     query_offset: int | Tensor | None = None,
 ) -> Tensor:
@@ -254,7 +259,7 @@ def divergence(
     mask: MaskLike | None | tuple[MaskLike | None, MaskLike | None] = None,
     score: Score | tuple[Score, Score] = ScaledDot(),  # noqa: B008
     bias: Bias | Tensor | None = None,
-    normalizer: Softmax = Softmax(),  # noqa: B008
+    normalizer: Normalizer = Softmax(),  # noqa: B008
     scale: float | Tensor | None = None,
     query_offset: int | Tensor | None = None,
 ) -> Tensor:
@@ -278,6 +283,8 @@ def divergence(
             scale=scale,
             query_offset=query_offset,
         )
+        if not isinstance(normalizer, Softmax):
+            raise UnsupportedError(f"divergence: expected a Softmax, got {normalizer!r}, whose weights may be 0")
         if problem.hard:
             raise SoftlookupError("divergence: expected temperature > 0, got 0")
         problems.append(problem)
@@ -321,7 +328,7 @@ def weights_of(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> T
     problem, shift, shapes = canonical(query, key, value, **arguments)
     p = shapes.restore(reference.distribution(problem, reference.whole(problem))[0], 1)
     normalizer = arguments.get("normalizer", Softmax())
-    if normalizer.sink is None:
+    if not isinstance(normalizer, Softmax) or normalizer.sink is None:
         return p
     weight = finish(run(problem), problem, shift, shapes, normalizer).stats("sink_weight")
     assert isinstance(weight, Tensor)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from .biases import Bias, DenseBias
-from .errors import SoftlookupError, UnsupportedError
+from .errors import SoftlookupError
 from .masks import Dense, Everything, Mask, MaskFunction, NotHidden, describe, hidden
-from .normalizers import Softmax
+from .normalizers import Normalizer, Softmax, Threshold
 from .scores import AdditiveForm, Form, Pairwise, Product, Score
 from .tile import Place
 
@@ -39,7 +39,8 @@ class Problem:
 
     form: queries (B, H, L, E), keys (B, Hkv, S, E) and how they score; value: (B, Hkv, S, Ev);
     mask, biases: what is visible and what is added, by absolute position; place: where queries and keys stand;
-    temperature: a float, or a tensor broadcastable to (B, H, L, 1); first_key: position of the first real key, an int or (B,);
+    temperature: a float, or a tensor broadcastable to (B, H, L, 1); rule: how scores become weights, and its tensors,
+    broadcastable to (B, H, L, 1); None is softmax; first_key: position of the first real key, an int or (B,);
     sinks: how many keys from there on count as sinks; needs: the optional Summary fields to compute.
     """
 
@@ -49,6 +50,8 @@ class Problem:
     biases: tuple[Bias, ...]
     place: Place
     temperature: float | Tensor = 1.0
+    rule: Threshold | None = None
+    parameters: tuple[Tensor, ...] = ()
     dropout: Dropout | None = None
     first_key: int | Tensor = 0
     sinks: int = 1
@@ -78,8 +81,8 @@ class Problem:
         return torch.float64 if self.value.dtype == torch.float64 else torch.float32
 
     def tensors(self) -> list[Tensor]:
-        """Every tensor a gradient can reach, in a fixed order: query, key, value, temperature, form's and biases' own."""
-        extra = [self.temperature] if isinstance(self.temperature, Tensor) else []
+        """Every tensor a gradient can reach, in a fixed order: query, key, value, temperature, rule's, form's and biases' own."""
+        extra = [*([self.temperature] if isinstance(self.temperature, Tensor) else []), *self.parameters]
         match self.form:
             case Product(key_bias=key_bias):
                 extra += [] if key_bias is None else [key_bias]
@@ -94,6 +97,7 @@ class Problem:
         rest = iter(tensors)
         query, key, value = next(rest), next(rest), next(rest)
         temperature = next(rest) if isinstance(self.temperature, Tensor) else self.temperature
+        parameters = tuple(next(rest) for _ in self.parameters)
         form: Form
         match self.form:
             case Product(key_bias=key_bias):
@@ -105,7 +109,7 @@ class Problem:
                 for _ in score.tensors():
                     next(rest)
         biases = tuple(bias.with_tensor(next(rest)) for bias in self.biases)
-        return replace(self, form=form, value=value, temperature=temperature, biases=biases)
+        return replace(self, form=form, value=value, temperature=temperature, parameters=parameters, biases=biases)
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,7 @@ def build(
     score: Score,
     mask: Mask | Tensor | Callable | None = None,
     bias: Bias | Tensor | None = None,
-    normalizer: Softmax | None = None,
+    normalizer: Normalizer | None = None,
     scale: float | Tensor | None = None,
     dropout: Dropout | None = None,
     place: Callable[[int, int], Place],
@@ -249,9 +253,10 @@ def build(
     if not isinstance(score, Score):
         raise SoftlookupError(f"score: expected a Score, such as ScaledDot(), got {describe(score)}")
     normalizer = Softmax() if normalizer is None else normalizer
-    if not isinstance(normalizer, Softmax):
-        raise UnsupportedError(f"normalizer: expected a Softmax, got {describe(normalizer)}")
+    if not isinstance(normalizer, Normalizer):
+        raise SoftlookupError(f"normalizer: expected a Normalizer, such as Softmax(), got {describe(normalizer)}")
     normalizer.check(batch, heads, length)
+    rule = normalizer if isinstance(normalizer, Threshold) else None
     for name, tensor in (("mask", mask), ("bias", bias)):
         if isinstance(tensor, Tensor) and tensor.device != query.device:
             raise SoftlookupError(f"{name}: expected the query's device {query.device}, got {tensor.device}")
@@ -295,6 +300,8 @@ def build(
         biases=tuple(biases),
         place=where,
         temperature=normalizer.per_row(),
+        rule=rule,
+        parameters=() if rule is None else rule.parameters_per_row(),
         dropout=dropout,
         first_key=seen.first_key(),
         sinks=sinks,

@@ -18,7 +18,9 @@ from .engines import received as _received
 from .engines.tiling import visible_counts
 from .errors import SoftlookupError
 from .masks import Mask
-from .normalizers import Softmax
+from .normalizers import Hard, Normalizer, Softmax, Threshold
+from .outcome import Outcome
+from .outcome import needed as needed_of_outcome
 from .problem import Dropout, Problem, Shapes, build, place_of
 from .scores import ScaledDot, Score
 from .summary import Summary, map_tensors, needed
@@ -132,7 +134,7 @@ def canonical(
     score: Score = ScaledDot(),  # noqa: B008
     mask: MaskLike | None = None,
     bias: Bias | Tensor | None = None,
-    normalizer: Softmax = Softmax(),  # noqa: B008
+    normalizer: Normalizer = Softmax(),  # noqa: B008
     scale: float | Tensor | None = None,
     dropout_p: float = 0.0,
     seed: int | None = None,
@@ -156,27 +158,31 @@ def canonical(
             dropout=_dropout(dropout_p, seed),
             place=lambda length, keys: place_of(length, keys, query_offset, key_offset, total_keys),
             visible_counts=visible_counts,
-            needs=needed(names),
+            needs=needed_of_outcome(names) if isinstance(normalizer, Threshold) else needed(names),
             sinks=sinks,
         )
 
 
-def run(problem: Problem) -> Summary:
-    """The summary from the chosen engine, (B, H, L)."""
+def run(problem: Problem) -> Summary | Outcome:
+    """The summary from the chosen engine, (B, H, L), or the outcome where weights are not a softmax's."""
     with without_autocast(problem.query.device.type):
         return choose(problem).run(problem)
 
 
-def finish(summary: Summary, problem: Problem, shift: Tensor | None, shapes: Shapes, normalizer: Softmax) -> Summary:
-    """The engine's summary in the user's shapes, with the sink to be applied when it is read."""
+def finish(
+    summary: Summary | Outcome, problem: Problem, shift: Tensor | None, shapes: Shapes, normalizer: Normalizer
+) -> Summary | Outcome:
+    """What the engine gave in the user's shapes, with the sink to be applied when it is read."""
     if shift is not None:
         with without_autocast(problem.query.device.type):
             t = problem.temperature
             shift = shift.to(problem.accumulate) / (t.squeeze(-1) if isinstance(t, Tensor) else t or 1.0)
-            summary = _shifted(summary, shift)
+            summary = summary.shifted(shift) if isinstance(summary, Outcome) else _shifted(summary, shift)
+    if isinstance(summary, Outcome):
+        return summary if shapes.canonical else summary.map(shapes.restore)
     if not shapes.canonical:
         summary = map_tensors(summary, shapes.restore)
-    sink = normalizer.sink_logit(summary.log_z)
+    sink = normalizer.sink_logit(summary.log_z) if isinstance(normalizer, Softmax) else None
     if sink is None:
         return summary
     return replace(summary, sink=sink.reshape(()) if shapes.headless else sink)
@@ -202,20 +208,29 @@ def value_and_stats(
     key: Tensor,
     value: Tensor,
     names: tuple[str, ...],
-    by: Callable[[Problem], Summary] = run,
+    by: Callable[[Problem], Summary | Outcome] = run,
     **arguments: Any,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The value and the statistics of these names. by: what runs the problem; arguments as `canonical` has them."""
+    normalizer = arguments["normalizer"]
     problem, shift, shapes = canonical(query, key, value, names=names, **arguments)
     raw = by(problem)
-    summary = finish(raw, problem, shift, shapes, arguments["normalizer"])
+    summary = finish(raw, problem, shift, shapes, normalizer)
     values: dict[str, Tensor] = {}
     for each in names:
-        values[each] = shapes.restore(column_sums(problem, raw)) if each == "received" else summary.stats(each)  # type: ignore
-    return summary.value, values
+        apart = each == "received" and isinstance(raw, Summary)
+        values[each] = shapes.restore(column_sums(problem, raw)) if apart else summary.stats(each)  # type: ignore
+    if not isinstance(normalizer, Hard):
+        return summary.value, values
+    best = finish(by(replace(problem, temperature=0.0, needs=frozenset())), problem, None, shapes, normalizer).value
+    return summary.value + (best - summary.value).detach(), values
 
 
 def column_sums(problem: Problem, known: Summary | None = None) -> Tensor:
     """(B, H, S) what each key received; `known` saves the pass for the log-normalizer."""
+    if problem.rule is not None:
+        found = run(replace(problem, needs=frozenset({"received"})))
+        assert isinstance(found, Outcome) and found.received is not None
+        return found.received
     by = choose(problem)
     return reference.received(problem) if by is reference else _received.received(problem, by, known)

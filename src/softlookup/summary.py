@@ -39,7 +39,7 @@ CHEAP = (
 )
 """Every statistic that comes from the same pass as the output: what `stats=True` means."""
 
-ALL = (*CHEAP, "received")
+ALL = (*CHEAP, "support", "total_weight", "threshold", "received")
 
 # The optional field of a Summary that each statistic is read from; the others come from fields that are always there.
 _NEEDS = {
@@ -218,6 +218,12 @@ class Summary:
             case "jacobian_trace":
                 assert self.collision is not None
                 return torch.where(some, 1 - self.collision, 0)
+            case "support":
+                return self.log_z.detach().exp().round().long() * some if self.hard else self.visible
+            case "total_weight":
+                return torch.where(some, 1 - self._read("sink_weight"), 0)
+            case "threshold":
+                return self.logsumexp
             case "sink_weight":
                 if self.sink is None:
                     return torch.zeros_like(self.log_z)

@@ -78,7 +78,7 @@ class Blocks:
         self._key_views: dict[int, tuple[Queries, Tensor]] = {}
         self._far: dict[tuple[int, int, int], Tensor] = {}
         self._steps: dict[tuple[int, bool], Tensor] = {}
-        first = 3 + isinstance(problem.temperature, Tensor)
+        first = 3 + isinstance(problem.temperature, Tensor) + len(problem.parameters)
         self._own = slice(first, len(problem.tensors()) - len(problem.biases))  # the form's own among its tensors
 
     def _bound(self, product: float) -> float:

@@ -48,6 +48,8 @@ def refusal(problem: Problem) -> str | None:
         return f"it has no {type(form.pointwise).__name__} of the scores"
     if any(not isinstance(x, DenseBias) and x.by_offset(torch.zeros(1, dtype=torch.int64)) is None for x in problem.biases):
         return "it adds biases by tensor or by i - j only"
+    if problem.rule is not None:
+        return f"its weights are a softmax's, not those of {type(problem.rule).__name__}"
     if problem.hard:
         return "its temperature is above 0"
     if isinstance(problem.place.queries, Tensor) and (length * problem.key.shape[2] > SCATTERED or not _by_place(problem)):

@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import UnsupportedError
+from ..outcome import Outcome
 from ..problem import Problem
 from ..summary import DERIVED, Summary
 
 Readings = dict[str, Tensor]
-"""`average` (B, H, L, Ev) and fields of a `Summary`, each (B, H, L)."""
+"""`average` (B, H, L, Ev) and fields of a `Summary` or an `Outcome`, each (B, H, L)."""
 
 DIFFERENTIABLE = "average log_z excess entropy expected_logit_var collision logit_mean logit_var sink_mass distance".split()
 PLAIN = ["max_logit", "visible", "argmax"]
 ALWAYS = ("average", "log_z", "max_logit", "visible")
-_NOT_USED_BACKWARD = ("argmax", "logit_var", "entropy")
+
+
+class _Fields(NamedTuple):
+    """Those that are always there, those that have a gradient, those that have none, and those that a backward reads."""
+
+    always: tuple[str, ...]
+    real: tuple[str, ...]
+    plain: tuple[str, ...]
+    saved: tuple[str, ...]
+
+
+_SUMMARY = _Fields(
+    ALWAYS,
+    tuple(DIFFERENTIABLE),
+    tuple(PLAIN),
+    tuple(name for name in (*DIFFERENTIABLE, *PLAIN) if name not in ("argmax", "logit_var", "entropy")),
+)
+_OUTCOME = _Fields(
+    ("average", "total", "max_logit", "visible", "offset"),
+    (
+        *("average", "total", "offset", "logsumexp", "log_weight", "square", "first", "second", "logit_mean", "logit_var"),
+        *("sink_mass", "distance", "received"),
+    ),
+    ("max_logit", "visible", "argmax", "max_weight", "jacobian_trace", "support"),
+    ("offset",),
+)
 
 
 def summarize(
@@ -30,50 +56,63 @@ def summarize(
     """The summary that `forward` computes, with gradients by `backward` (problem, readings, gradients of the readings).
 
     inference: used instead of `forward` where no gradient is wanted."""
-    tensors = problem.tensors()
-    fields: dict[str, Any]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        outputs = _Lookup.apply(problem, forward, backward, *tensors)
-        fields = dict(zip([*DIFFERENTIABLE, *PLAIN], outputs, strict=True))
-    else:
+    if (fields := _differentiable(problem, forward, backward, _SUMMARY)) is None:
         return summarized(problem, (inference or forward)(problem))
     return Summary(**fields, hard=problem.hard, dtype=problem.value.dtype)
 
 
+def conclude(
+    problem: Problem,
+    forward: Callable[[Problem], Readings],
+    backward: Callable[[Problem, Readings, Readings], list[Tensor]],
+) -> Outcome:
+    """The same where weights are not a softmax's."""
+    fields = _differentiable(problem, forward, backward, _OUTCOME)
+    return Outcome(**(forward(problem) if fields is None else fields), dtype=problem.value.dtype)
+
+
+def _differentiable(problem: Problem, forward: Any, backward: Any, kind: _Fields) -> dict[str, Any] | None:
+    """The fields, None where no gradient is wanted."""
+    tensors = problem.tensors()
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+        return None
+    return dict(zip([*kind.real, *kind.plain], _Lookup.apply(problem, forward, backward, kind, *tensors), strict=True))
+
+
 def summarized(problem: Problem, read: Readings) -> Summary:
     """What was asked for of what an engine read, which may have read statistics that follow from it as well."""
-    fields: dict[str, Any] = _asked_for(problem, read)
+    fields: dict[str, Any] = _asked_for(problem, read, ALWAYS)
     derived = {name: x for name, x in read.items() if name in DERIVED}
     return Summary(**fields, derived=derived, hard=problem.hard, dtype=problem.value.dtype)
 
 
-def _asked_for(problem: Problem, read: Readings) -> Readings:
-    return {name: x for name, x in read.items() if name in ALWAYS or name in problem.needs}
+def _asked_for(problem: Problem, read: Readings, always: tuple[str, ...]) -> Readings:
+    return {name: x for name, x in read.items() if name in always or name in problem.needs}
 
 
 class _Lookup(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, problem: Problem, forward, backward, *tensors: Tensor):  # noqa: ANN001, ANN205
+    def forward(ctx, problem: Problem, forward, backward, kind: _Fields, *tensors: Tensor):  # noqa: ANN001, ANN205
         ctx.set_materialize_grads(False)
-        ctx.skeleton, ctx.back = skeleton(problem), backward
+        ctx.skeleton, ctx.back, ctx.real = skeleton(problem), backward, kind.real
         read = forward(problem)
-        ctx.names = [name for name in read if name not in _NOT_USED_BACKWARD]
+        ctx.names = [name for name in read if name in kind.saved]
         ctx.save_for_backward(*tensors, *(read[name] for name in ctx.names))
-        asked = _asked_for(problem, read)
-        outputs = tuple(asked.get(name) for name in (*DIFFERENTIABLE, *PLAIN))
-        ctx.mark_non_differentiable(*(x for x in outputs[len(DIFFERENTIABLE) :] if x is not None))
+        asked = _asked_for(problem, read, kind.always)
+        outputs = tuple(asked.get(name) for name in (*kind.real, *kind.plain))
+        ctx.mark_non_differentiable(*(x for x in outputs[len(kind.real) :] if x is not None))
         return outputs
 
     @staticmethod
     def backward(ctx, *grads: Tensor | None):  # noqa: ANN001, ANN205
-        wanted = ctx.needs_input_grad[3:]
+        wanted = ctx.needs_input_grad[4:]
         everything = ctx.saved_tensors  # once: reading them unpacks them, and checkpointing allows that a single time
         tensors, saved = everything[: len(wanted)], everything[len(wanted) :]
-        given = {name: g for name, g in zip(DIFFERENTIABLE, grads, strict=False) if g is not None}
+        given = {name: g for name, g in zip(ctx.real, grads, strict=False) if g is not None}
         problem = revive(ctx.skeleton, tensors)
         with torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
             into = ctx.back(problem, dict(zip(ctx.names, saved, strict=True)), given)
-        return None, None, None, *hand_out(into, tensors, wanted)
+        return None, None, None, None, *hand_out(into, tensors, wanted)
 
 
 def skeleton(problem: Problem) -> Problem:

@@ -10,11 +10,13 @@ import math
 import torch
 from torch import Tensor
 
+from ..outcome import Outcome
 from ..problem import Problem
 from ..scores import AdditiveForm, Pairwise, Product
 from ..summary import Summary
 from ..tile import Region, Tile
 from .dropout import kept
+from .thresholds import measure
 
 name = "reference"
 
@@ -69,6 +71,8 @@ def scores(problem: Problem, tile: Tile) -> tuple[Tensor, Tensor]:
 def distribution(problem: Problem, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
     """p, final scores and what is visible, each (B, H, L, S); p is 0 where hidden."""
     s, visible = scores(problem, tile)
+    if problem.rule is not None:
+        return _weighed(problem, tile, s, visible)[0], s, visible
     if problem.hard:
         top = s.masked_fill(~visible, -math.inf).amax(-1, keepdim=True)
         best = (s == top) & visible
@@ -79,23 +83,18 @@ def distribution(problem: Problem, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(visible, p, 0), s, visible
 
 
-def run(problem: Problem) -> Summary:
-    """The summary of every query, by definition."""
+def run(problem: Problem) -> Summary | Outcome:
+    """The summary of every query, by definition, or the outcome where weights are not a softmax's."""
     tile = whole(problem)
+    if problem.rule is not None:
+        return _outcome(problem, tile)
     p, s, visible = distribution(problem, tile)
     count = visible.sum(-1)
     none = count == 0
     n = count.clamp(min=1)
     top = s.detach().masked_fill(~visible, -math.inf).amax(-1)
     safe = top.masked_fill(none, 0)
-    value = problem.value.to(p.dtype).repeat_interleave(problem.group, 1)
-    bad = ~value.isfinite().all(-1)[..., None, :] & visible
-    weights = p
-    if problem.dropout is not None:
-        keep = _unfold(kept(problem.dropout, tile), tile, p.shape)
-        weights = p * keep / (1 - problem.dropout.p if problem.dropout.p < 1 else 1)
-    weights = torch.where(bad, math.nan, weights)
-    average = weights @ torch.where(value.isfinite().all(-1, keepdim=True), value, 0)
+    average = _averaged(problem, tile, p, visible)
     # log p where p > 0 by way of the log-normalizer, so that it has a gradient where p is tiny
     t = torch.where(visible, s - safe[..., None], 0)
     if problem.hard:
@@ -106,8 +105,6 @@ def run(problem: Problem) -> Summary:
     excess = (p * t).sum(-1)
     mean = s.sum(-1) / n
     spread = torch.where(visible, s - mean[..., None], 0)
-    first = torch.as_tensor(problem.first_key, device=p.device).reshape(-1, 1, 1, 1)
-    sinks = (tile.j >= first) & (tile.j < first + problem.sinks)
     return Summary(
         average=average,
         max_logit=top,
@@ -120,11 +117,47 @@ def run(problem: Problem) -> Summary:
         collision=p.square().sum(-1),
         logit_mean=mean,
         logit_var=spread.square().sum(-1) / n,
-        sink_mass=(p * sinks).sum(-1),
+        sink_mass=(p * _among_first(problem, tile)).sum(-1),
         distance=(p * (tile.i - tile.j).abs()).sum(-1),
         hard=problem.hard,
         dtype=problem.value.dtype,
     )
+
+
+def _averaged(problem: Problem, tile: Tile, p: Tensor, visible: Tensor) -> Tensor:
+    """(B, H, L, Ev) the values by weights p, of which dropout takes some."""
+    value = problem.value.to(p.dtype).repeat_interleave(problem.group, 1)
+    bad = ~value.isfinite().all(-1)[..., None, :] & visible
+    if problem.dropout is not None:
+        keep = _unfold(kept(problem.dropout, tile), tile, p.shape)
+        p = p * keep / (1 - problem.dropout.p if problem.dropout.p < 1 else 1)
+    return torch.where(bad, math.nan, p) @ torch.where(value.isfinite().all(-1, keepdim=True), value, 0)
+
+
+def _among_first(problem: Problem, tile: Tile) -> Tensor:
+    """Which keys `sink_mass` counts."""
+    first = torch.as_tensor(problem.first_key, device=tile.j.device).reshape(-1, 1, 1, 1)
+    return (tile.j >= first) & (tile.j < first + problem.sinks)
+
+
+def _outcome(problem: Problem, tile: Tile) -> Outcome:
+    s, visible = scores(problem, tile)
+    w, read = _weighed(problem, tile, s, visible, problem.needs)
+    if "argmax" in read:
+        read["argmax"] = torch.where(read["argmax"] < 0, -1, read["argmax"] + tile.region.j0)
+    if "received" in problem.needs:
+        read["received"] = w.sum(-2)
+    return Outcome(average=_averaged(problem, tile, w, visible), **read, dtype=problem.value.dtype)
+
+
+def _weighed(
+    problem: Problem, tile: Tile, s: Tensor, visible: Tensor, needs: frozenset[str] = frozenset()
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weights by thresholds, and fields of an outcome."""
+    assert problem.rule is not None
+    parameters = tuple(p.to(s.dtype) for p in problem.parameters)
+    first, far = lambda: _among_first(problem, tile), lambda: (tile.i - tile.j).abs()
+    return measure(problem.rule, parameters, s, ~visible, needs, first, far, derivatives=2)
 
 
 def received(problem: Problem) -> Tensor:

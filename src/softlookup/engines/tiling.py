@@ -22,6 +22,8 @@ from ..scores import Product
 from ..tile import Region, Tile
 
 CPU_SCORES = 2**19
+WHOLE_ROWS = 2**20
+"""Scores of a block where rows must be whole, as thresholds need them."""
 GPU_SCORES = 2**24
 PAIRWISE_FLOATS = 2**19
 SHORT = 384
@@ -110,7 +112,7 @@ class Tiling:
         self.kv_heads, self.keys = problem.key.shape[1], problem.key.shape[2]
         self.group = problem.group
         if isinstance(problem.form, Product):
-            self.budget = CPU_SCORES if self.device.type == "cpu" else GPU_SCORES
+            self.budget = GPU_SCORES if self.device.type != "cpu" else CPU_SCORES if problem.rule is None else WHOLE_ROWS
         else:  # every score has intermediate vectors as wide as a key
             self.budget = max(256, PAIRWISE_FLOATS // max(width, problem.key.shape[-1]))
         self.alike = is_relative(problem.mask) and isinstance(problem.place.queries, int)
@@ -138,6 +140,8 @@ class Tiling:
 
         A power of two, so that blocks meet a diagonal in few ways.
         """
+        if self.problem.rule is not None:
+            return min(self.length, max(1, self.budget // self.keys // self.group))
         most = max(1, self.budget // 256 // self.group)
         best, least = 1, math.inf
         for wanted in (512, 256, 128, 64):
@@ -153,6 +157,8 @@ class Tiling:
     def _sizes(self) -> tuple[int, int]:
         """(pairs of batch entry and key-value head, keys) per block."""
         rows = self.rows * self.group
+        if self.problem.rule is not None:
+            return max(1, min(self._pairs, self.budget // (rows * self.keys))), self.keys + 64
         middle = self.length // 2 // self.rows * self.rows
         lo, hi = self._range(*self._bounds(middle, min(middle + self.rows, self.length)))
         wide = max(64, -(-(hi - lo) // 64) * 64)

@@ -1,19 +1,19 @@
-"""How scores become weights."""
+"""The normalizer of nearly all attention: softmax."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from numbers import Real
 
 import torch
 from torch import Tensor
 
-from .errors import SoftlookupError
+from ..errors import SoftlookupError
+from .base import Normalizer
 
 
 @dataclass(frozen=True, eq=False)
-class Softmax:
+class Softmax(Normalizer):
     """p_ij = exp(s_ij / temperature) / sum over visible keys (and the sink, if there is one).
 
     temperature: a float >= 0, or a tensor > 0 of shape (), (H,) or broadcastable (B, H, L), which gets a gradient.
@@ -28,35 +28,13 @@ class Softmax:
 
     def check(self, batch: int, heads: int, queries: int) -> None:
         """Raise `SoftlookupError` if the temperature or the sink cannot be used for (B, H, L) rows."""
-        t = self.temperature
-        if isinstance(t, Tensor):
-            fits = t.ndim == 0 or tuple(t.shape) == (heads,)
-            if t.ndim == 3:
-                fits = all(got in (1, want) for got, want in zip(t.shape, (batch, heads, queries), strict=True))
-            if not fits:
-                raise SoftlookupError(
-                    f"temperature: expected shape (), ({heads},) or one that broadcasts to {(batch, heads, queries)}, "
-                    f"got {tuple(t.shape)}"
-                )
-            good = (t > 0) & t.isfinite()
-            if not bool(good.all()):
-                got = float(t.detach()[~good][0])
-                raise SoftlookupError(f"temperature: expected every entry of the tensor > 0 and finite, got {got}")
-        elif not isinstance(t, Real) or not 0 <= t < math.inf:
-            raise SoftlookupError(f"temperature: expected a finite number >= 0, got {t!r}")
+        super().check(batch, heads, queries)
         if not isinstance(self.sink, Real | Tensor | None):
             raise SoftlookupError(f"sink: expected a number or a tensor of shape ({heads},), got {self.sink!r}")
         if isinstance(self.sink, Tensor) and self.sink.ndim and tuple(self.sink.shape) != (heads,):
             raise SoftlookupError(f"sink: expected a number or a tensor of shape ({heads},), got {tuple(self.sink.shape)}")
-        if self.sink is not None and not isinstance(t, Tensor) and t == 0:
+        if self.sink is not None and not isinstance(self.temperature, Tensor) and self.temperature == 0:
             raise SoftlookupError("temperature: expected > 0 where there is a sink (hard retrieval has none), got 0")
-
-    def per_row(self) -> float | Tensor:
-        """The temperature as a float, or as a tensor broadcastable to (B, H, L, 1)."""
-        t = self.temperature
-        if not isinstance(t, Tensor):
-            return float(t)
-        return t[:, None, None] if t.ndim == 1 else t[..., None] if t.ndim == 3 else t.reshape(1, 1, 1, 1)
 
     def sink_logit(self, like: Tensor) -> Tensor | None:
         """The sink as a tensor broadcastable to (…, H, L), in the dtype and on the device of `like`."""

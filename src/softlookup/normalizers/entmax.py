@@ -1,0 +1,91 @@
+"""Sparse normalizers: most keys get exactly no weight."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from ..errors import SoftlookupError
+from .threshold import Threshold
+
+
+class Entmax(Threshold):
+    """p_ij = [1 + (alpha - 1)(s_ij - rho_i)]_+ ^ (1 / (alpha - 1)), summing to 1 (Peters, Niculae & Martins 2019, eq. 12).
+
+    The maximizer of p . s + (1 - sum p^alpha) / (alpha (alpha - 1)), which adds Tsallis' entropy. alpha = 1 is softmax, with
+    rho = logsumexp; the larger alpha, the sparser; 2 is `Sparsemax`. Keys that score 1 / (alpha - 1) less than the best, or
+    lower, have no weight.
+
+    alpha: a number >= 1, or a tensor > 1 of shape () or (H,), which gets a gradient (Correia, Niculae & Martins 2019).
+    """
+
+    def __init__(self, alpha: float | Tensor = 1.5, temperature: float | Tensor = 1.0):
+        super().__init__(temperature)
+        self.alpha = alpha
+
+    def check(self, batch: int, heads: int, queries: int) -> None:
+        super().check(batch, heads, queries)
+        alpha = self.alpha
+        if isinstance(alpha, Tensor):
+            good = (alpha > 1) & alpha.isfinite()
+            if not bool(good.all()):
+                got = float(alpha.detach()[~good][0])
+                raise SoftlookupError(f"alpha: expected every entry of the tensor > 1 and finite, got {got}")
+        elif not isinstance(alpha, Real) or not 1 <= alpha < math.inf:
+            raise SoftlookupError(f"alpha: expected a finite number >= 1, got {alpha!r}")
+
+    def parameters(self) -> tuple[Tensor, ...]:
+        return (self.alpha,) if isinstance(self.alpha, Tensor) else ()
+
+    def weight(self, x: Tensor, *alpha: Tensor) -> Tensor:
+        a = self._curve(alpha)
+        if isinstance(a, Tensor):
+            y = 1 + a * x
+            some = y > 0
+            return torch.where(some, (torch.log1p(torch.where(some, a * x, 0)) / a).exp(), 0)
+        match a:
+            case 0:
+                return x.exp()
+            case 0.5:
+                return (1 + x / 2).clamp(min=0).square()
+            case 1:
+                return (1 + x).clamp(min=0)
+        some = a * x > -1
+        return torch.where(some, (torch.log1p(torch.where(some, a * x, 0)) / a).exp(), 0)
+
+    def reach(self, w: Tensor, *alpha: Tensor) -> Tensor:
+        a = self._curve(alpha)
+        if not isinstance(a, Tensor) and a == 0:
+            return w.log()
+        return torch.expm1(a * w.log()) / a
+
+    def slope(self, x: Tensor, w: Tensor, *alpha: Tensor) -> Tensor:
+        """w^(2 - alpha), 0 where w is."""
+        a = self._curve(alpha)
+        if not isinstance(a, Tensor):
+            match a:
+                case 0:
+                    return w
+                case 0.5:
+                    return w.sqrt() if not w.requires_grad else torch.where(w > 0, w, 1).sqrt() * (w > 0)
+                case 1:
+                    return (w > 0).to(w.dtype)
+        some = w > 0
+        return torch.where(some, torch.where(some, w, 1) ** (1 - a), 0)
+
+    def _curve(self, alpha: tuple[Tensor, ...]) -> float | Tensor:
+        """alpha - 1."""
+        if alpha:
+            return alpha[0] - 1
+        assert not isinstance(self.alpha, Tensor)
+        return float(self.alpha) - 1
+
+
+class Sparsemax(Entmax):
+    """p = the point of the simplex nearest to the scores, [s_ij + 1 - rho_i]_+ (Martins & Astudillo 2016): `Entmax(2)`."""
+
+    def __init__(self, temperature: float | Tensor = 1.0):
+        super().__init__(2.0, temperature)

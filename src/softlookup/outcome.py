@@ -1,0 +1,148 @@
+"""What a lookup leaves behind whose weights are not a softmax's: a value and statistics, which do not merge.
+
+Weights w of a query need not sum to 1 (`Sigmoid`). Statistics are those of p = w / T with T = sum w, from sums over keys: the
+entropy is log T - (sum w log w) / T, sum p^2 is (sum w^2) / T^2, and so on, in differentiable torch. Those of scores
+(`max_logit`, `logit_mean`, `logit_var`, `logsumexp`) are what they are for softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import SoftlookupError
+from .summary import chosen
+
+_NEEDS = {
+    "argmax": {"argmax"},
+    "logsumexp": {"logsumexp"},
+    "max_weight": {"max_weight"},
+    "expected_logit": {"first"},
+    "expected_logit_var": {"first", "second"},
+    "entropy": {"log_weight"},
+    "entropy_ratio": {"log_weight"},
+    "logit_mean": {"logit_mean"},
+    "logit_var": {"logit_var"},
+    "collision": {"square"},
+    "effective_keys": {"square"},
+    "jacobian_trace": {"jacobian_trace"},
+    "sink_mass": {"sink_mass"},
+    "distance": {"distance"},
+    "support": {"support"},
+    "received": {"received"},
+}
+
+
+def needed(names: Iterable[str]) -> frozenset[str]:
+    """The fields of an `Outcome` that an engine must compute for these statistics."""
+    return frozenset().union(*(_NEEDS.get(name, set()) for name in names))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Outcome:
+    """The weights w of each query by sums over its visible keys (shapes (…, H, L), fields None where nobody asked).
+
+    average: (…, H, L, Ev), sum w v; total: sum w; offset: threshold - max_logit; max_logit, visible: the statistics.
+    With t = s - max_logit: log_weight: sum w log w; square: sum w^2; first, second: sum w t, sum w t^2; sink_mass, distance:
+    sums of w over the first keys, and of w |i - j|; received: (…, H, S) sum over queries of w. The others are the statistics.
+    dtype: of `value`.
+    """
+
+    average: Tensor
+    total: Tensor
+    max_logit: Tensor
+    visible: Tensor
+    offset: Tensor
+    argmax: Tensor | None = None
+    logsumexp: Tensor | None = None
+    max_weight: Tensor | None = None
+    log_weight: Tensor | None = None
+    square: Tensor | None = None
+    first: Tensor | None = None
+    second: Tensor | None = None
+    logit_mean: Tensor | None = None
+    logit_var: Tensor | None = None
+    jacobian_trace: Tensor | None = None
+    sink_mass: Tensor | None = None
+    distance: Tensor | None = None
+    support: Tensor | None = None
+    received: Tensor | None = None
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def value(self) -> Tensor:
+        """(…, H, L, Ev) what the lookup returns."""
+        return self.average.to(self.dtype)
+
+    def stats(self, name: str) -> Tensor:
+        """The statistic of this name."""
+        chosen((name,))
+        match name:
+            case "threshold":
+                return self.max_logit + self.offset
+            case "total_weight":
+                return self.total
+            case "sink_weight":
+                return torch.zeros_like(self.total)
+            case "max_weight" | "sink_mass" | "distance":
+                return self._share(self._sum(name))
+            case "expected_logit":
+                return torch.where(self._some, self.max_logit, 0) + self._share(self._sum("first"))
+            case "expected_logit_var":
+                return (self._share(self._sum("second")) - self._share(self._sum("first")).square()).clamp(min=0)
+            case "entropy" | "entropy_ratio":
+                total = torch.where(self.total > 0, self.total, 1)
+                entropy = total.log() - self._share(self._sum("log_weight"))
+                if name == "entropy":
+                    return entropy
+                return torch.where(self.visible > 1, entropy / self.visible.clamp(min=2).to(entropy.dtype).log(), 0)
+            case "collision":
+                return self._share(self._share(self._sum("square")))
+            case "effective_keys":
+                square = self._sum("square")
+                return torch.where(square > 0, self.total.square() / torch.where(square > 0, square, 1), 0)
+        return self._sum(name)
+
+    @property
+    def _some(self) -> Tensor:
+        return self.visible > 0
+
+    def _share(self, x: Tensor) -> Tensor:
+        """x / T, 0 where all weights are 0."""
+        some = ~(self.total <= 0)
+        return torch.where(some, x / torch.where(some, self.total, 1), 0)
+
+    def _sum(self, name: str) -> Tensor:
+        found = getattr(self, name)
+        if found is None:
+            raise SoftlookupError(f"{name}: expected to be asked for when the lookup was made, stats=(…, {name!r})")
+        return found
+
+    def map(self, function: Callable[[Tensor, int], Tensor]) -> Outcome:
+        """With `function(tensor, trailing)` applied to each tensor; trailing is 1 for `average`, else 0."""
+        changed: dict[str, Any] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, Tensor):
+                changed[each.name] = function(value, int(each.name == "average"))
+        return replace(self, **changed)
+
+    def shifted(self, shift: Tensor) -> Outcome:
+        """With a constant of each query added to its logits."""
+        constant = torch.where(self._some, shift, 0)
+        still = constant.detach()
+        gradient = constant - still  # 0: carries the gradient where the maximum, a constant to autograd, cannot
+        first, second = self.first, self.second
+        changed: dict[str, Any] = {name: getattr(self, name) for name in ("logit_mean", "logsumexp")}
+        return replace(
+            self,
+            max_logit=self.max_logit + still,
+            offset=self.offset + gradient,
+            first=None if first is None else first + self.total * gradient,
+            second=None if second is None or first is None else second + 2 * first * gradient,
+            **{name: x + constant for name, x in changed.items() if x is not None},
+        )

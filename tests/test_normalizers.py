@@ -1,0 +1,462 @@
+"""Laws of normalizers other than softmax: entmax, sparsemax, top-k, sigmoid, hard, and those of one's own."""
+
+from __future__ import annotations
+
+import math
+
+import entmax
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+import softlookup as sl
+from tests.cases import MASKS, RULES, SCORES, Cauchy, Exponential, L, S, mask_of, rule_case, score_case, tensors
+from tests.test_gradcheck import check, finite, together
+
+NAMES = [*sl.CHEAP, "support", "total_weight", "threshold", "received"]
+REAL = [
+    n for n in NAMES if n not in ("max_logit", "max_weight", "argmax", "visible", "support", "jacobian_trace", "sink_weight")
+]
+SPARSE = ["sparsemax", "entmax", "entmax_low", "entmax_high", "entmax_learned", "entmax_head", "topk"]
+
+
+def loss_of(value: Tensor, stats: sl.Stats, names=REAL) -> Tensor:
+    torch.manual_seed(1)
+    loss = (value * torch.randn_like(value)).sum()
+    for name in names:
+        loss = loss + (finite(stats[name]) * torch.randn_like(stats[name])).sum()
+    return loss
+
+
+def attend(case, **more):
+    return sl.attend(case.query, case.key, case.value, **case.arguments, **more)
+
+
+# ---- against definitions ---------------------------------------------------------------------------------------------
+
+
+def bisected(s: Tensor, alpha: float) -> Tensor:
+    """Entmax in float64, its threshold by bisection."""
+    s = s.double() * (alpha - 1)
+    low, high = s.amax(-1, keepdim=True) - 1, s.amax(-1, keepdim=True)
+    for _ in range(80):
+        middle = (low + high) / 2
+        above = (s - middle).clamp(min=0).pow(1 / (alpha - 1)).sum(-1, keepdim=True) >= 1
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    p = (s - low).clamp(min=0).pow(1 / (alpha - 1))
+    return p / p.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 10.0, 100.0])
+@pytest.mark.parametrize("keys", [1, 2, 37, 3000])
+@pytest.mark.parametrize("alpha", [1.1, 1.5, 1.75, 2.0])
+def test_entmax_is_that_of_its_package_and_of_bisection(alpha, keys, spread):
+    q, k, v = torch.randn(1, 2, 20, 8), torch.randn(1, 2, keys, 8) * spread, torch.randn(1, 2, keys, 4)
+    s = q @ k.mT / 8**0.5
+    normalizer = sl.Sparsemax() if alpha == 2 else sl.Entmax(alpha)
+    p = sl.operator.weights_of(q, k, v, normalizer=normalizer)
+    near = 2e-6 + 4 * torch.finfo(s.dtype).eps * float(s.abs().max())  # scores of hundreds have few digits after the point
+    torch.testing.assert_close(p.double(), bisected(s, alpha), rtol=0, atol=near)
+    others = {1.5: entmax.entmax15, 2.0: entmax.sparsemax}
+    if alpha in others:
+        torch.testing.assert_close(p, others[alpha](s, -1), rtol=0, atol=near)
+    torch.testing.assert_close(sl.attend(q, k, v, normalizer=normalizer), p @ v, rtol=0, atol=near * float(v.abs().max()))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_statistics_by_their_definitions(name, budget):
+    case = rule_case(name)
+    value, stats = attend(case, stats=NAMES)
+    with sl.engine("reference"):
+        w = sl.operator.weights_of(case.query, case.key, case.value, **case.arguments)
+        s = sl.operator.scores_of(case.query, case.key, case.value, **case.arguments)
+    seen = s > -math.inf
+    some, total = seen.any(-1), w.sum(-1)
+    p = torch.where(total[..., None] > 0, w / total[..., None], 0)
+    t = torch.where(seen, s, 0)
+    far = (torch.arange(L)[:, None] + (S - L) - torch.arange(S)).abs()
+    count = seen.sum(-1)
+    mean = (p * t).sum(-1)
+    flat = t.sum(-1) / count.clamp(min=1)
+    want = {
+        "total_weight": total,
+        "support": (w > 0).sum(-1),
+        "max_weight": p.amax(-1),
+        "entropy": torch.where(some, torch.special.entr(p).sum(-1), 0),
+        "collision": p.square().sum(-1),
+        "expected_logit": mean,
+        "expected_logit_var": (p * (t - mean[..., None]).square()).sum(-1),
+        "distance": (p * far).sum(-1),
+        "sink_mass": p[..., 0],
+        "received": w.sum(-2),
+        "max_logit": s.amax(-1),
+        "argmax": torch.where(some, s.argmax(-1), -1),
+        "logsumexp": s.logsumexp(-1),
+        "visible": count,
+        "logit_mean": flat,
+        "logit_var": (torch.where(seen, t - flat[..., None], 0)).square().sum(-1) / count.clamp(min=1),
+        "sink_weight": torch.zeros_like(total),
+    }
+    want["effective_keys"] = torch.where(some, 1 / want["collision"], 0)
+    want["entropy_ratio"] = torch.where(count > 1, want["entropy"] / count.clamp(min=2).double().log(), 0)
+    for each, x in want.items():
+        torch.testing.assert_close(stats[each], x, rtol=1e-9, atol=1e-9, msg=lambda m, e=each: f"{e}: {m}")
+    torch.testing.assert_close(value, w @ case.value.repeat_interleave(2, 1))
+    if name in SPARSE:
+        assert (stats.support < stats.visible).any()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_jacobian_is_that_of_autograd(name):
+    """Its trace, and what moves the threshold."""
+    case = rule_case(name)
+    case.arguments["mask"] = None
+    with sl.engine("reference"):
+        s = sl.operator.scores_of(case.query, case.key, case.value, **case.arguments)[0, 0, 0].detach()
+    rule = case.arguments["normalizer"]
+    rule.temperature = 1.0
+    one = torch.ones(1, 1, dtype=torch.float64)
+    if rule.parameters():
+        return  # the first head's alone would have to be picked
+
+    def weights(x: Tensor) -> Tensor:
+        with sl.engine("reference"):
+            return sl.operator.weights_of(one, x[:, None], x[:, None], score=sl.Dot(), normalizer=rule)[0]
+
+    jacobian = torch.autograd.functional.jacobian(weights, s)
+    _, stats = sl.attend(one, s[:, None], s[:, None], score=sl.Dot(), normalizer=rule, stats=["jacobian_trace", "threshold"])
+    torch.testing.assert_close(stats.jacobian_trace[0], jacobian.trace())
+
+
+# ---- engines and derivatives -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_values_statistics_and_gradients_equal_the_oracle(name, budget):
+    case = rule_case(name)
+    leaves, found = case.leaves(), []
+    for which in ("streaming", "reference"):
+        with sl.engine(which):
+            value, stats = attend(case, stats=NAMES)
+            found.append(([value, *(stats[n] for n in NAMES)], torch.autograd.grad(loss_of(value, stats), leaves)))
+    for (got, got_grads), (want, want_grads) in [found]:
+        for each, x, y in zip(["value", *NAMES], got, want, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9, msg=lambda m, e=each: f"{e}: {m}")
+        for x, y in zip(got_grads, want_grads, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("rule", ["entmax_head", "topk", "sigmoid"])
+@pytest.mark.parametrize("score", SCORES)
+def test_every_score(score, rule, small_blocks):
+    case, of_rule = score_case(score), rule_case(rule)
+    case.arguments |= {"mask": mask_of("padding"), "normalizer": of_rule.arguments["normalizer"]}
+    case.parameters += of_rule.parameters
+    leaves, found = case.leaves(), []
+    for which in ("streaming", "reference"):
+        with sl.engine(which):
+            value, stats = attend(case, stats=NAMES)
+            found.append([value, *torch.autograd.grad(loss_of(value, stats), leaves)])
+    for x, y in zip(*found, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_every_mask(mask, budget):
+    q, k, v = tensors()
+    found = []
+    for which in ("streaming", "reference"):
+        with sl.engine(which):
+            found.append(sl.attend(q, k, v, mask=mask_of(mask), normalizer=sl.Entmax(), stats=NAMES))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    for each in NAMES:
+        torch.testing.assert_close(found[0][1][each], found[1][1][each], msg=lambda m, e=each: f"{e}: {m}")
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_derivatives_of_the_value_and_all_statistics_entry_by_entry(name, small_blocks):
+    case = rule_case(name, small=True)
+
+    def run() -> Tensor:
+        value, stats = attend(case, stats=REAL)
+        return together(value, *(stats[each] for each in REAL))
+
+    check(run, case.leaves(), fast=False)
+
+
+@pytest.mark.parametrize("statistic", REAL)
+@pytest.mark.parametrize("name", ["sparsemax", "entmax_learned", "sigmoid_head"])
+def test_each_statistic_alone(name, statistic, small_blocks):
+    case = rule_case(name, small=True)
+    check(lambda: together(attend(case, stats=statistic)[1][statistic]), case.leaves(), fast=False)
+
+
+@pytest.mark.parametrize("name", ["entmax", "entmax_learned", "sigmoid", "cauchy", "topk"])
+def test_the_reference_differentiates_twice(name):
+    case = rule_case(name)
+    leaves = [x[:1, :, :4].detach().requires_grad_() for x in (case.query, case.key, case.value)]
+    rule = case.arguments["normalizer"]
+    rule.temperature = 1.0
+    some = [*leaves, *(p.requires_grad_() for p in rule.parameters())]
+    with sl.engine("reference"):
+        assert gradgradcheck(lambda *x: sl.attend(*x[:3], normalizer=rule).cos(), some, fast_mode=True, atol=1e-4, rtol=1e-3)
+
+
+# ---- laws ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("normalizer", [sl.Entmax(1.0), sl.TopK(S), Exponential(torch.ones(()).double())])
+def test_three_ways_to_say_softmax(normalizer, budget):
+    case = rule_case("entmax_one")
+    leaves, found = case.leaves(), []
+    for each in (normalizer, sl.Softmax()):
+        case.arguments["normalizer"] = each
+        value, stats = attend(case, stats=NAMES)
+        found.append(([value, *(stats[n] for n in NAMES)], torch.autograd.grad(loss_of(value, stats), leaves)))
+    (got, got_grads), (want, want_grads) = found
+    for name, x, y in zip(["value", *NAMES], got, want, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-9, msg=lambda m, e=name: f"{e}: {m}")
+    for x, y in zip(got_grads, want_grads, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-8)
+
+
+def test_entmax_goes_to_softmax_as_alpha_goes_to_1():
+    q, k, v = tensors()
+    want, apart = sl.attend(q, k, v), []
+    for a in (1e-1, 1e-2, 1e-3, 1e-6):
+        apart.append(float((sl.attend(q, k, v, normalizer=sl.Entmax(1 + a)) - want).abs().max()))
+        learned_alpha = sl.Entmax(torch.tensor(1 + a).double())
+        torch.testing.assert_close(
+            sl.attend(q, k, v, normalizer=learned_alpha), sl.attend(q, k, v, normalizer=sl.Entmax(1 + a)), atol=1e-7, rtol=1e-6
+        )
+    assert all(b < a / 5 for a, b in zip(apart, apart[1:], strict=False)) and apart[-1] < 1e-5
+
+
+def test_the_larger_alpha_the_sparser():
+    q, k, v = tensors()
+    support = [sl.attend(q, k, v, normalizer=sl.Entmax(a), stats="support")[1].support for a in (1.0, 1.25, 1.5, 2.0, 3.0)]
+    assert all((b <= a).all() for a, b in zip(support, support[1:], strict=False))
+    assert (support[0] == S).all() and support[-1].double().mean() < 3
+
+
+def test_temperature_from_the_best_key_to_all():
+    q, k, v = tensors()
+    for normalizer in (sl.Sparsemax, sl.Entmax):
+        cold = sl.attend(q, k, v, normalizer=normalizer(temperature=1e-6))
+        torch.testing.assert_close(cold, sl.attend(q, k, v, normalizer=sl.Softmax(temperature=0)))
+        hot = sl.attend(q, k, v, normalizer=normalizer(temperature=1e9))
+        torch.testing.assert_close(hot, v.mean(2, keepdim=True).repeat_interleave(2, 1).expand_as(hot), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_order_of_keys_does_not_matter(name):
+    q, k, v = tensors()
+    normalizer, order = rule_case(name).arguments["normalizer"], torch.randperm(S)
+    if isinstance(normalizer.temperature, Tensor):
+        normalizer.temperature = 1.0
+    names = ["entropy", "support", "threshold"]
+    want, seen = sl.attend(q, k, v, normalizer=normalizer, stats=names)
+    got, again = sl.attend(q, k[:, :, order], v[:, :, order], normalizer=normalizer, stats=names)
+    torch.testing.assert_close(got, want)
+    for each in names:
+        torch.testing.assert_close(again[each], seen[each])
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_scores_may_be_shifted_and_huge(name):
+    """A constant in all scores of a query changes nothing but the scores; far scores and ties are no trouble."""
+    rule = rule_case(name).arguments["normalizer"]
+    if isinstance(rule.temperature, Tensor):
+        rule.temperature = 1.0
+    if rule.parameters() and rule.parameters()[0].ndim:
+        return
+    one = torch.ones(1, 1, dtype=torch.float64)
+    s = torch.tensor([[0.0], [0.0], [-0.3], [-1e4], [-700.0], [1e-9]], dtype=torch.float64)
+    p = sl.operator.weights_of(one, s, s, score=sl.Dot(), normalizer=rule)
+    assert p.isfinite().all() and (p >= 0).all() and (p.diff(dim=-1)[:, 0] == 0).all()
+    if rule.sums_to_one:
+        torch.testing.assert_close(
+            sl.operator.weights_of(one, s + 3e5, s, score=sl.Dot(), normalizer=rule), p, rtol=1e-6, atol=1e-8
+        )
+        torch.testing.assert_close(p.sum(-1), torch.ones(1, dtype=torch.float64))
+
+
+def test_many_keys_that_score_the_same():
+    q, k, v = torch.ones(1, 1), torch.ones(100_000, 1), torch.randn(100_000, 1)
+    for normalizer in (sl.Sparsemax(), sl.Entmax(), sl.Entmax(1.1), sl.TopK(7), sl.Sigmoid(), Cauchy()):
+        value, stats = sl.attend(q, k, v, normalizer=normalizer, stats=["support", "total_weight", "effective_keys"])
+        assert stats.support == 100_000
+        torch.testing.assert_close(stats.effective_keys, torch.tensor([1e5]), rtol=1e-3, atol=0)
+        torch.testing.assert_close(value, v.mean(0, keepdim=True) * stats.total_weight, rtol=1e-3, atol=1e-5)
+
+
+def test_top_k_is_softmax_over_k(budget):
+    q, k, v = tensors()
+    s = sl.operator.scores_of(q, k, v)
+    best = s.topk(4, -1).indices
+    want = torch.full_like(s, -math.inf).scatter(-1, best, s.gather(-1, best)).softmax(-1) @ v.repeat_interleave(2, 1)
+    got, stats = sl.attend(q, k, v, normalizer=sl.TopK(4), stats="support")
+    torch.testing.assert_close(got, want)
+    assert (stats.support == 4).all()
+    k = torch.zeros_like(k)  # all as good as the fourth
+    assert (sl.attend(q, k, v, normalizer=sl.TopK(4), stats="support")[1].support == S).all()
+
+
+def test_sigmoid_is_each_key_for_itself():
+    q, k, v = tensors()
+    s = sl.operator.scores_of(q, k, v)
+    torch.testing.assert_close(
+        sl.attend(q, k, v, normalizer=sl.Sigmoid(0.3)), torch.sigmoid(s + 0.3) @ v.repeat_interleave(2, 1)
+    )
+    torch.testing.assert_close(
+        sl.attend(q, k, v, normalizer=sl.Sigmoid()), torch.sigmoid(s - math.log(S)) @ v.repeat_interleave(2, 1)
+    )
+    far = torch.cat([v[:, :, :4], 1e3 * torch.ones_like(v[:, :, 4:])], 2)
+    key = torch.cat([k[:, :, :4], torch.full_like(k[:, :, 4:], -9)], 2)
+    few = sl.attend(q.abs() * 50, key, far, normalizer=sl.Sigmoid(0.0))
+    torch.testing.assert_close(few, sl.attend(q.abs() * 50, key[:, :, :4], far[:, :, :4], normalizer=sl.Sigmoid(0.0)))
+
+
+def test_hard_is_retrieval_with_the_gradient_of_softmax(any_engine):
+    q, k, v = (x.requires_grad_() for x in tensors())
+    value, stats = sl.attend(q, k, v, mask=sl.Causal(), normalizer=sl.Hard(0.7), stats=True)
+    soft, soft_stats = sl.attend(q, k, v, mask=sl.Causal(), normalizer=sl.Softmax(0.7), stats=True)
+    torch.testing.assert_close(value, sl.attend(q, k, v, mask=sl.Causal(), normalizer=sl.Softmax(0)))
+    torch.testing.assert_close(
+        torch.autograd.grad(value.cos().sum(), (q, k, v)), torch.autograd.grad((soft * -value.detach().sin()).sum(), (q, k, v))
+    )
+    for each in sl.CHEAP:
+        torch.testing.assert_close(stats[each], soft_stats[each])
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_what_is_hidden_has_no_effect_and_what_is_not_finite_spoils_its_rows(name, budget):
+    case = rule_case(name)
+    case.arguments["mask"] = mask_of("padding")
+    with sl.engine("reference"):
+        seen = sl.operator.scores_of(case.query, case.key, case.value, mask=mask_of("padding")) > -math.inf
+    hidden = ~seen.any(2)[:, ::2]
+
+    def run(query: Tensor, key: Tensor, value: Tensor):
+        leaves = [x.detach().requires_grad_() for x in (query, key, value)]
+        y, stats = sl.attend(*leaves, **case.arguments, stats=NAMES)
+        return y, stats, torch.autograd.grad(loss_of(y, stats, [n for n in REAL if n != "received"]), leaves)
+
+    want = run(case.query, case.key, case.value)
+    got = run(
+        case.query, case.key.masked_fill(hidden[..., None], math.nan), case.value.masked_fill(hidden[..., None], math.inf)
+    )
+    torch.testing.assert_close(got[0], want[0])
+    for each in NAMES:
+        torch.testing.assert_close(got[1][each], want[1][each], msg=lambda m, e=each: f"{e}: {m}")
+    torch.testing.assert_close(got[2], want[2])
+    for which in range(3):
+        inputs = [case.query.clone(), case.key.clone(), case.value.clone()]
+        inputs[which][1, 1, 4] = math.nan
+        spoiled = run(*inputs)
+        bad = torch.zeros(seen.shape[:3], dtype=torch.bool)
+        if which:
+            bad[1, 2:4] = seen[1, 2:4, :, 4]
+        else:
+            bad[1, 1, 4] = True
+        bad &= seen.any(-1)
+        assert torch.equal(spoiled[0].isnan().all(-1), bad) and torch.equal(spoiled[0].isnan().any(-1), bad)
+        torch.testing.assert_close(spoiled[0][~bad], want[0][~bad])
+        assert torch.equal(spoiled[2][0].isnan().any(-1), bad)
+        if which < 2:
+            assert torch.equal(spoiled[1].entropy.isnan(), bad)
+
+
+# ---- use -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_is_one_line():
+    q, k, v = (torch.randn(1, 2, 3, 4) for _ in range(3))
+    wrong = {
+        "alpha: expected a finite number >= 1, got 0.5": sl.Entmax(0.5),
+        "alpha: expected every entry of the tensor > 1": sl.Entmax(torch.tensor(1.0)),
+        "Entmax: expected tensors of shape () or (2,), got (3,)": sl.Entmax(torch.full((3,), 1.5)),
+        "temperature: expected > 0": sl.Sparsemax(temperature=0),
+        "temperature: expected that of the softmax": sl.Hard(0),
+        "bias: expected a finite number": sl.Sigmoid(math.nan),
+        "normalizer: expected a Normalizer, such as Softmax(), got the class Sparsemax itself": sl.Sparsemax,
+    }
+    for said, normalizer in wrong.items():
+        with pytest.raises(sl.SoftlookupError) as error:
+            sl.attend(q, k, v, normalizer=normalizer)
+        assert str(error.value).startswith(said) and "\n" not in str(error.value)
+    with pytest.raises(sl.SoftlookupError, match="k: expected a number of keys"):
+        sl.TopK(0)
+    for act in (
+        lambda: sl.lookup(q, k, v, normalizer=sl.Entmax()),
+        lambda: sl.divergence((q, k), (k, q), normalizer=sl.Entmax()),
+    ):
+        with pytest.raises(sl.UnsupportedError, match="expected a Softmax"):
+            act()
+
+
+def test_any_shape_and_dtype():
+    for dtype, tolerance in ((torch.bfloat16, 2e-2), (torch.float16, 3e-3), (torch.float32, 1e-6)):
+        q, k, v = (torch.randn(2, 3, 4, 6, 8, dtype=dtype, requires_grad=True) for _ in range(3))
+        value, stats = sl.attend(q, k, v, normalizer=sl.Entmax(), stats=True)
+        assert value.dtype == dtype and stats.entropy.dtype == torch.float32 and stats.entropy.shape == (2, 3, 4, 6)
+        want = sl.attend(q.double(), k.double(), v.double(), normalizer=sl.Entmax())
+        torch.testing.assert_close(value.double(), want, atol=tolerance, rtol=tolerance)
+        value.sum().backward()
+        assert q.grad.dtype == dtype and q.grad.isfinite().all()
+    q, k, v = torch.randn(5, 4), torch.randn(7, 4), torch.randn(7, 2)
+    value, stats = sl.attend(q, k, v, normalizer=sl.TopK(2), stats=["support", "received"])
+    assert value.shape == (5, 2) and stats.support.shape == (5,) and stats.received.shape == (7,)
+    torch.testing.assert_close(sl.received(q, k, normalizer=sl.TopK(2)), stats.received)
+
+
+def test_alpha_learns():
+    """From softmax-like to sparse, where the target is."""
+    torch.manual_seed(3)
+    q, k, v = (torch.randn(1, 2, 30, 8) for _ in range(3))
+    target = sl.attend(q, k, v, normalizer=sl.Entmax(torch.tensor([1.8, 1.3])))
+    alpha = torch.tensor([1.5, 1.5], requires_grad=True)
+    by = torch.optim.Adam([alpha], lr=0.02)
+    for _ in range(150):
+        by.zero_grad()
+        (sl.attend(q, k, v, normalizer=sl.Entmax(alpha)) - target).square().mean().backward()
+        by.step()
+    torch.testing.assert_close(alpha.detach(), torch.tensor([1.8, 1.3]), atol=0.02, rtol=0)
+
+
+def test_dropout(small_blocks):
+    q, k, v = tensors()
+    y = sl.attend(q, k, v, normalizer=sl.Entmax(), dropout_p=0.4, seed=5)
+    with sl.engine("reference"):
+        torch.testing.assert_close(y, sl.attend(q, k, v, normalizer=sl.Entmax(), dropout_p=0.4, seed=5))
+    assert not torch.allclose(y, sl.attend(q, k, v, normalizer=sl.Entmax()))
+
+
+def test_compiled_and_watched():
+    q, k, v = (torch.randn(1, 2, 8, 4) for _ in range(3))
+
+    class Sparse(torch.nn.Module):
+        def forward(self, q, k, v):
+            return sl.attend(q, k, v, normalizer=sl.Entmax()).relu()
+
+    want = Sparse()(q, k, v)
+    torch.testing.assert_close(torch.compile(Sparse(), backend="eager")(q, k, v), want)
+    model = Sparse()
+    with sl.watch(model) as seen:
+        torch.testing.assert_close(model(q, k, v), want)
+    (layer,) = seen.layers.values()
+    entropy = sl.attend(q, k, v, normalizer=sl.Entmax(), stats="entropy")[1].entropy
+    torch.testing.assert_close(layer.mean("entropy").float(), entropy.mean((0, 2)))
+
+
+def test_gradcheck_is_what_finds_errors():
+    """A rule with a wrong slope is found out."""
+
+    class Wrong(Cauchy):
+        def slope(self, x, w):
+            return super().slope(x, w) * w.sqrt()
+
+    q, k, v = (x.requires_grad_() for x in tensors(b=1, h=2, kv=1, q=3, s=6, e=2, ev=2))
+    assert gradcheck(lambda *x: sl.attend(*x, normalizer=Cauchy()), (q, k, v))
+    assert not gradcheck(lambda *x: sl.attend(*x, normalizer=Wrong()), (q, k, v), raise_exception=False)
