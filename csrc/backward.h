@@ -4,6 +4,7 @@
 #pragma once
 
 #include "drop.h"
+#include "entmax.h"
 #include "moments.h"
 #include "scores.h"
 
@@ -121,7 +122,7 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
     const int64_t group = l.heads / l.kv_heads, panels = (l.queries + SL_QUERIES - 1) / SL_QUERIES;
     const int64_t wide = l.additive ? shared_width(l.width) : padded(l.width), value_wide = padded(l.value_width);
     const int64_t of_panel = (l.additive ? ROW : SL_QUERIES) * wide;
-    const bool statistics = up.c1 || up.c2 || up.c3 || up.c4 || up.c5 || up.sink || up.distance;
+    const bool statistics = l.rule == SL_SOFTMAX && (up.c1 || up.c2 || up.c3 || up.c4 || up.c5 || up.sink || up.distance);
     Scratch scratch;
     float* scores = scratch.floats(SL_KEYS * ROW);
     float* dp = scratch.floats(SL_KEYS * ROW);
@@ -180,13 +181,20 @@ inline bool backward_part(const sl_lookup& l, const sl_upstream& up, const sl_gr
                     const Block here{b, h, key + part.key, part.keys, first, rows, at0, part.lane1};
                     make.scores(l, panel, part, here, scores, l.map != SL_IDENTITY ? slopes : nullptr);
                     if (out.temperature) std::memcpy(finals, scores, part.keys * ROW * sizeof(float));
-                    product(part.keys, lanes, l.value_width, {v + part.key * l.value.row, l.value.row, 1},
-                            head.upstream_columns + panel * l.value_width * ROW + at0, ROW, dp + at0, ROW, nullptr);
-                    drop(l, here, dp);
                     const Span at{l.key_position + here.key, part.keys, l.query_position + first, at0, part.lane1, here.key, queries_of(l, first)};
                     const Coefficients& c = coefficients[panel];
                     const uint8_t* bits = from_key(hidden, part.key);
-                    if (statistics)
+                    if (l.rule != SL_SOFTMAX) {
+                        const auto roots = l.rule == SL_SPARSEMAX ? (bits ? root_weights<1, true> : root_weights<1, false>)
+                                                                  : (bits ? root_weights<2, true> : root_weights<2, false>);
+                        if (!roots(scores, bits, at, c.m, c.c1)) return;
+                    }
+                    product(part.keys, lanes, l.value_width, {v + part.key * l.value.row, l.value.row, 1},
+                            head.upstream_columns + panel * l.value_width * ROW + at0, ROW, dp + at0, ROW, nullptr);
+                    drop(l, here, dp);
+                    if (l.rule != SL_SOFTMAX)
+                        l.rule == SL_SPARSEMAX ? differentiate_entmax<1>(scores, dp, at, c.c0) : differentiate_entmax<2>(scores, dp, at, c.c0);
+                    else if (statistics)
                         bits ? differentiate<true, true>(scores, dp, bits, at, counted, c) : differentiate<false, true>(scores, dp, bits, at, counted, c);
                     else
                         bits ? differentiate<true, false>(scores, dp, bits, at, counted, c) : differentiate<false, false>(scores, dp, bits, at, counted, c);

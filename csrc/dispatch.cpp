@@ -12,6 +12,7 @@
 #define KERNELS(isa)                                                                                                       \
     namespace isa {                                                                                                        \
     bool forward(const sl_lookup&, const sl_summary&, int64_t, int64_t, int64_t, int64_t, std::atomic<uint8_t>*);          \
+    bool entmax(const sl_lookup&, const sl_outcome&, int64_t, int64_t, int64_t, int64_t, std::atomic<uint8_t>*);           \
     bool backward(const sl_lookup&, const sl_upstream&, const sl_gradients&, int64_t, int64_t, int64_t, int64_t, int64_t); \
     bool backward_of_few(const sl_lookup&, const sl_upstream&, const sl_gradients&, int64_t, int64_t);                     \
     bool received(const sl_lookup&, const float*, const float*, float*, int64_t, int64_t, int64_t, int64_t);               \
@@ -30,6 +31,7 @@ namespace {
 struct Kernels {
     const char* name;
     decltype(&base::forward) forward;
+    decltype(&base::entmax) entmax;
     decltype(&base::backward) backward;
     decltype(&base::backward_of_few) backward_of_few;
     decltype(&base::received) received;
@@ -45,11 +47,11 @@ Kernels choose() {
 #ifdef SL_X86
     if (allowed("AVX-512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        return {"AVX-512", avx512::forward, avx512::backward, avx512::backward_of_few, avx512::received, avx512::decode, avx512::finish, avx512::fold};
+        return {"AVX-512", avx512::forward, avx512::entmax, avx512::backward, avx512::backward_of_few, avx512::received, avx512::decode, avx512::finish, avx512::fold};
     if (allowed("AVX2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return {"AVX2", avx2::forward, avx2::backward, avx2::backward_of_few, avx2::received, avx2::decode, avx2::finish, avx2::fold};
+        return {"AVX2", avx2::forward, avx2::entmax, avx2::backward, avx2::backward_of_few, avx2::received, avx2::decode, avx2::finish, avx2::fold};
 #endif
-    return {"portable", base::forward, base::backward, base::backward_of_few, base::received, base::decode, base::finish, base::fold};
+    return {"portable", base::forward, base::entmax, base::backward, base::backward_of_few, base::received, base::decode, base::finish, base::fold};
 }
 
 const Kernels& kernels() {
@@ -81,19 +83,28 @@ int32_t outcome(int64_t tasks, int threads, const Task& task) {
 
 extern "C" const char* sl_instructions(void) { return kernels().name; }
 
-extern "C" int32_t sl_forward(const sl_lookup* lookup, const sl_summary* out) try {
-    const sl_lookup& l = *lookup;
+namespace {
+
+// Panel by panel, as forward(lookup, out, b, h, panel, panels, checked) has it.
+template <class Out, class Forward>
+int32_t by_panels(const sl_lookup& l, const Out& out, const Forward& forward) try {
     const int64_t panels = (l.queries + SL_QUERIES - 1) / SL_QUERIES, all = l.batch * l.heads * panels;
     std::vector<std::atomic<uint8_t>> checked(l.batch * l.kv_heads * ((l.keys + SL_KEYS - 1) / SL_KEYS));
     // Head by head, whose keys stay in cache from panel to panel; of each the last panel first: under a causal mask it is the
     // longest, and a long task at the end would leave threads idle.
     return outcome(all, l.threads, [&](int64_t task) {
         const int64_t panel = panels - 1 - task % panels, bh = task / panels;
-        return kernels().forward(l, *out, bh / l.heads, bh % l.heads, panel, panels, checked.data());
+        return forward(l, out, bh / l.heads, bh % l.heads, panel, panels, checked.data());
     });
 } catch (...) {
     return 2;
 }
+
+}  // namespace
+
+extern "C" int32_t sl_forward(const sl_lookup* lookup, const sl_summary* out) { return by_panels(*lookup, *out, kernels().forward); }
+
+extern "C" int32_t sl_entmax(const sl_lookup* lookup, const sl_outcome* out) { return by_panels(*lookup, *out, kernels().entmax); }
 
 extern "C" int32_t sl_backward(const sl_lookup* lookup, const sl_upstream* upstream, const sl_gradients* out) try {
     const sl_lookup& l = *lookup;

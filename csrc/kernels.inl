@@ -2,6 +2,7 @@
 #include "backward.h"
 #include "backward_few.h"
 #include "decode.h"
+#include "entmax.h"
 #include "fold.h"
 #include "forward.h"
 #include "received.h"
@@ -11,6 +12,10 @@ namespace SL_ISA {
 bool forward(const sl_lookup& l, const sl_summary& out, int64_t b, int64_t h, int64_t panel, int64_t panels,
              std::atomic<uint8_t>* checked) {
     return forward_panel(l, out, b, h, panel, panels, checked);
+}
+
+bool entmax(const sl_lookup& l, const sl_outcome& out, int64_t b, int64_t h, int64_t panel, int64_t panels, std::atomic<uint8_t>* checked) {
+    return l.rule == SL_SPARSEMAX ? entmax_panel<1>(l, out, b, h, panel, panels, checked) : entmax_panel<2>(l, out, b, h, panel, panels, checked);
 }
 
 bool backward(const sl_lookup& l, const sl_upstream& up, const sl_gradients& out, int64_t b, int64_t g, int64_t part, int64_t block0,

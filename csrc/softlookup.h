@@ -31,6 +31,9 @@ struct sl_tensor {
 // The map phi of products: identity, softcap * tanh(x / softcap), or -arccosh(-x), the distance on a hyperboloid.
 enum sl_map { SL_IDENTITY, SL_SOFTCAP, SL_LORENTZ };
 
+// How scores become weights. All but softmax are for sl_entmax, and for sl_backward after it.
+enum sl_rule { SL_SOFTMAX, SL_ENTMAX15, SL_SPARSEMAX };
+
 // Where `on`, weights are kept where a hash of seed and place is at least `threshold`, and multiplied by `scale`.
 struct sl_dropout {
     uint32_t on, threshold, seed;  // seed: mixed already (engines/dropout.py)
@@ -65,6 +68,7 @@ struct sl_lookup {
     int64_t sinks;
     int32_t statistics;                    // 0: average, max_logit, log_z and visible only
     int32_t threads;
+    int32_t rule;  // sl_rule
 };
 
 // What a lookup gives: average (B, H, L, Ev) contiguous; planes (B, H, L) contiguous. The second row follows from the first;
@@ -79,8 +83,20 @@ struct sl_summary {
 // 0; 1 where something that is not finite was met, 2 where memory ran out: the result is then not to be used.
 SL_PUBLIC int32_t sl_forward(const sl_lookup* lookup, const sl_summary* out);
 
+// What entmax 1.5 and sparsemax give (csrc/entmax.h); sums as in src/softlookup/outcome.py. slopes: (B, H, L, Ev), the values'
+// average by the slopes of the weights, null where nobody wants it. From `logsumexp` on with statistics only.
+struct sl_outcome {
+    float *average, *slopes, *total, *max_logit, *offset;
+    int64_t* visible;
+    float *logsumexp, *max_weight, *log_weight, *square, *first, *spread, *logit_mean, *logit_var, *jacobian_trace, *sink_mass, *distance;
+    int64_t *argmax, *support;
+};
+
+SL_PUBLIC int32_t sl_entmax(const sl_lookup* lookup, const sl_outcome* out);
+
 // The way back. Coefficients are those of docs/semantics.md, (B, H, L) each or null where 0, with what p = e^t / Z multiplies
 // already divided by Z: dS = e^t (dP + c0 + c1 t + c2 t^2 + c3 e^t + sink [j is a sink] + distance |i - j|) + c4 + c5 t.
+// After sl_entmax dS = slope (dP + c0), inverse_z is 1, c1 the offset of the threshold, and the others are null.
 struct sl_upstream {
     sl_tensor average;  // gradient of the average, data null where there is none
     const float *max_logit, *inverse_z, *c0, *c1, *c2, *c3, *c4, *c5, *sink, *distance;

@@ -22,7 +22,7 @@ _NEEDS = {
     "logsumexp": {"logsumexp"},
     "max_weight": {"max_weight"},
     "expected_logit": {"first"},
-    "expected_logit_var": {"first", "second"},
+    "expected_logit_var": {"spread"},
     "entropy": {"log_weight"},
     "entropy_ratio": {"log_weight"},
     "logit_mean": {"logit_mean"},
@@ -47,8 +47,9 @@ class Outcome:
     """The weights w of each query by sums over its visible keys (shapes (…, H, L), fields None where nobody asked).
 
     average: (…, H, L, Ev), sum w v; total: sum w; offset: threshold - max_logit; max_logit, visible: the statistics.
-    With t = s - max_logit: log_weight: sum w log w; square: sum w^2; first, second: sum w t, sum w t^2; sink_mass, distance:
-    sums of w over the first keys, and of w |i - j|; received: (…, H, S) sum over queries of w. The others are the statistics.
+    With t = s - max_logit: log_weight: sum w log w; square: sum w^2; first: sum w t; spread: sum of w (t - mean)^2; sink_mass,
+    distance: sums of w over the first keys, and of w |i - j|; received: (…, H, S) sum over queries of w. The others are the
+    statistics of these names.
     dtype: of `value`.
     """
 
@@ -63,7 +64,7 @@ class Outcome:
     log_weight: Tensor | None = None
     square: Tensor | None = None
     first: Tensor | None = None
-    second: Tensor | None = None
+    spread: Tensor | None = None
     logit_mean: Tensor | None = None
     logit_var: Tensor | None = None
     jacobian_trace: Tensor | None = None
@@ -93,7 +94,7 @@ class Outcome:
             case "expected_logit":
                 return torch.where(self._some, self.max_logit, 0) + self._share(self._sum("first"))
             case "expected_logit_var":
-                return (self._share(self._sum("second")) - self._share(self._sum("first")).square()).clamp(min=0)
+                return self._share(self._sum("spread"))
             case "entropy" | "entropy_ratio":
                 total = torch.where(self.total > 0, self.total, 1)
                 entropy = total.log() - self._share(self._sum("log_weight"))
@@ -136,13 +137,11 @@ class Outcome:
         constant = torch.where(self._some, shift, 0)
         still = constant.detach()
         gradient = constant - still  # 0: carries the gradient where the maximum, a constant to autograd, cannot
-        first, second = self.first, self.second
         changed: dict[str, Any] = {name: getattr(self, name) for name in ("logit_mean", "logsumexp")}
         return replace(
             self,
             max_logit=self.max_logit + still,
             offset=self.offset + gradient,
-            first=None if first is None else first + self.total * gradient,
-            second=None if second is None or first is None else second + 2 * first * gradient,
+            first=None if self.first is None else self.first + self.total * gradient,
             **{name: x + constant for name, x in changed.items() if x is not None},
         )

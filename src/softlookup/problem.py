@@ -81,7 +81,7 @@ class Problem:
         return torch.float64 if self.value.dtype == torch.float64 else torch.float32
 
     def tensors(self) -> list[Tensor]:
-        """Every tensor a gradient can reach, in a fixed order: query, key, value, temperature, rule's, form's and biases' own."""
+        """Every tensor a gradient can reach, in a fixed order: query, key, value, temperature, rule's, form's, biases'."""
         extra = [*([self.temperature] if isinstance(self.temperature, Tensor) else []), *self.parameters]
         match self.form:
             case Product(key_bias=key_bias):

@@ -66,7 +66,21 @@ class Lookup(ctypes.Structure):
         ("sinks", _i64),
         ("statistics", ctypes.c_int32),
         ("threads", ctypes.c_int32),
+        ("rule", ctypes.c_int32),
     ]
+
+
+SOFTMAX, ENTMAX15, SPARSEMAX = range(3)
+"""How scores become weights: sl_rule."""
+
+SUMS = (
+    *("average", "slopes", "total", "max_logit", "offset", "visible", "logsumexp", "max_weight", "log_weight", "square"),
+    *("first", "spread", "logit_mean", "logit_var", "jacobian_trace", "sink_mass", "distance", "argmax", "support"),
+)
+
+
+class Outcome(ctypes.Structure):
+    _fields_ = [(name, _pointer) for name in SUMS]
 
 
 READINGS = (
@@ -123,6 +137,8 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     library.sl_forward.restype = ctypes.c_int32
     library.sl_forward.argtypes = [ctypes.POINTER(Lookup), ctypes.POINTER(Summary)]
     library.sl_decode.restype, library.sl_decode.argtypes = library.sl_forward.restype, library.sl_forward.argtypes
+    library.sl_entmax.restype = ctypes.c_int32
+    library.sl_entmax.argtypes = [ctypes.POINTER(Lookup), ctypes.POINTER(Outcome)]
     library.sl_backward.restype = ctypes.c_int32
     library.sl_backward.argtypes = [ctypes.POINTER(Lookup), ctypes.POINTER(Upstream), ctypes.POINTER(Gradients)]
     few = library.sl_backward_few

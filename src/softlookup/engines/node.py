@@ -39,11 +39,11 @@ _SUMMARY = _Fields(
 _OUTCOME = _Fields(
     ("average", "total", "max_logit", "visible", "offset"),
     (
-        *("average", "total", "offset", "logsumexp", "log_weight", "square", "first", "second", "logit_mean", "logit_var"),
+        *("average", "total", "offset", "logsumexp", "log_weight", "square", "first", "spread", "logit_mean", "logit_var"),
         *("sink_mass", "distance", "received"),
     ),
     ("max_logit", "visible", "argmax", "max_weight", "jacobian_trace", "support"),
-    ("offset",),
+    ("offset", "max_logit", "slopes"),
 )
 
 
@@ -65,10 +65,13 @@ def conclude(
     problem: Problem,
     forward: Callable[[Problem], Readings],
     backward: Callable[[Problem, Readings, Readings], list[Tensor]],
+    inference: Callable[[Problem], Readings] | None = None,
 ) -> Outcome:
     """The same where weights are not a softmax's."""
     fields = _differentiable(problem, forward, backward, _OUTCOME)
-    return Outcome(**(forward(problem) if fields is None else fields), dtype=problem.value.dtype)
+    if fields is None:
+        fields = _asked_for(problem, (inference or forward)(problem), _OUTCOME.always)
+    return Outcome(**fields, dtype=problem.value.dtype)
 
 
 def _differentiable(problem: Problem, forward: Any, backward: Any, kind: _Fields) -> dict[str, Any] | None:

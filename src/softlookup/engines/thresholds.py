@@ -49,6 +49,7 @@ class Weigher:
         one = torch.ones_like(count)
         here = self.reach(one)
         low, high = -here, -self.reach(1 / count.clamp(min=1))
+        least = high.abs()
         rho, done = low.expand_as(count), torch.zeros_like(count, dtype=torch.bool)
         for step in range(NEWTON + math.ceil(-math.log2(torch.finfo(t.dtype).eps))):
             x = t - rho
@@ -64,7 +65,7 @@ class Weigher:
                 following = torch.where((newton >= low) & (newton <= high), newton, middle)
             moved = (following - rho).abs()
             rho = torch.where(done, rho, following)
-            done |= ~(moved > 2 * torch.finfo(t.dtype).eps * rho.abs().clamp(min=1))  # NaN, too
+            done |= ~(moved > 4 * torch.finfo(t.dtype).eps * torch.maximum(rho.abs(), least))  # NaN, too
             if done.all():
                 break
         return rho
@@ -135,8 +136,10 @@ def measure(
         read["square"] = w.square().sum(-1)
     if "first" in needs:
         read["first"] = (w * t).sum(-1)
-    if "second" in needs:
-        read["second"] = (w * t.square()).sum(-1)
+    if "spread" in needs:
+        total = read["total"][..., None]
+        mean = (w * t).sum(-1, keepdim=True) / torch.where(total == 0, 1, total)
+        read["spread"] = (w * (t - mean).square()).sum(-1)
     if "sink_mass" in needs:
         read["sink_mass"] = (w * among_first()).sum(-1)
     if "distance" in needs:
@@ -146,9 +149,9 @@ def measure(
         total = u.sum(-1)
         read["jacobian_trace"] = total - (u.square().sum(-1) / torch.where(total == 0, 1, total) if rule.sums_to_one else 0)
     if needs & {"logit_mean", "logit_var"}:
-        mean = seen(t).sum(-1, keepdim=True) / n
+        mean = seen(s).sum(-1, keepdim=True) / n
         if "logit_mean" in needs:
-            read["logit_mean"] = torch.where(none, 0, base + mean)
+            read["logit_mean"] = mean
         if "logit_var" in needs:
-            read["logit_var"] = seen((t - mean).square()).sum(-1) / n[..., 0]
+            read["logit_var"] = seen((s - mean).square()).sum(-1) / n[..., 0]
     return w, {name: x.squeeze(-1) if x.ndim == s.ndim else x for name, x in read.items()}

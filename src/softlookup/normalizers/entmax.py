@@ -13,11 +13,11 @@ from .threshold import Threshold
 
 
 class Entmax(Threshold):
-    """p_ij = [1 + (alpha - 1)(s_ij - rho_i)]_+ ^ (1 / (alpha - 1)), summing to 1 (Peters, Niculae & Martins 2019, eq. 12).
+    """p_ij = [(alpha - 1)(s_ij - rho_i)]_+ ^ (1 / (alpha - 1)), summing to 1 (Peters, Niculae & Martins 2019, eq. 12).
 
-    The maximizer of p . s + (1 - sum p^alpha) / (alpha (alpha - 1)), which adds Tsallis' entropy. alpha = 1 is softmax, with
-    rho = logsumexp; the larger alpha, the sparser; 2 is `Sparsemax`. Keys that score 1 / (alpha - 1) less than the best, or
-    lower, have no weight.
+    The maximizer of p . s + (1 - sum p^alpha) / (alpha (alpha - 1)), which adds Tsallis' entropy. alpha = 1 is softmax; the
+    larger alpha, the sparser; 2 is `Sparsemax`. Keys that score below rho, the `threshold`, have no weight: at the least those
+    that score 1 / (alpha - 1) less than the best.
 
     alpha: a number >= 1, or a tensor > 1 of shape () or (H,), which gets a gradient (Correia, Niculae & Martins 2019).
     """
@@ -42,25 +42,22 @@ class Entmax(Threshold):
 
     def weight(self, x: Tensor, *alpha: Tensor) -> Tensor:
         a = self._curve(alpha)
-        if isinstance(a, Tensor):
-            y = 1 + a * x
-            some = y > 0
-            return torch.where(some, (torch.log1p(torch.where(some, a * x, 0)) / a).exp(), 0)
-        match a:
-            case 0:
-                return x.exp()
-            case 0.5:
-                return (1 + x / 2).clamp(min=0).square()
-            case 1:
-                return (1 + x).clamp(min=0)
-        some = a * x > -1
-        return torch.where(some, (torch.log1p(torch.where(some, a * x, 0)) / a).exp(), 0)
+        if not isinstance(a, Tensor):
+            match a:
+                case 0:
+                    return x.exp()
+                case 0.5:
+                    return (x / 2).clamp(min=0).square()
+                case 1:
+                    return x.clamp(min=0)
+        some = x > 0
+        return torch.where(some, (torch.where(some, a * x, 1).log() / a).exp(), 0)
 
     def reach(self, w: Tensor, *alpha: Tensor) -> Tensor:
         a = self._curve(alpha)
         if not isinstance(a, Tensor) and a == 0:
             return w.log()
-        return torch.expm1(a * w.log()) / a
+        return w**a / a
 
     def slope(self, x: Tensor, w: Tensor, *alpha: Tensor) -> Tensor:
         """w^(2 - alpha), 0 where w is."""
@@ -85,7 +82,7 @@ class Entmax(Threshold):
 
 
 class Sparsemax(Entmax):
-    """p = the point of the simplex nearest to the scores, [s_ij + 1 - rho_i]_+ (Martins & Astudillo 2016): `Entmax(2)`."""
+    """p = the point of the simplex nearest to the scores, [s_ij - rho_i]_+ (Martins & Astudillo 2016): `Entmax(2)`."""
 
     def __init__(self, temperature: float | Tensor = 1.0):
         super().__init__(2.0, temperature)

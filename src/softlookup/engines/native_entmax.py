@@ -1,0 +1,77 @@
+"""Entmax 1.5 and sparsemax by the native engine: forward with all statistics, and the gradient of the value."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from ..normalizers import Entmax
+from ..problem import Problem
+from . import library, whole_rows
+from .native_problem import Sums, done, lookup_of, readable
+from .node import Readings
+
+_RULES = {1.5: library.ENTMAX15, 2.0: library.SPARSEMAX}
+_WHOLE = ("visible", "argmax", "support")
+
+
+def serves(problem: Problem) -> bool:
+    """Whether there is a kernel for the problem's normalizer, and for what is asked of it."""
+    rule = problem.rule
+    return isinstance(rule, Entmax) and not isinstance(rule.alpha, Tensor) and rule.alpha in _RULES
+
+
+def forward(problem: Problem, slopes: bool = False) -> Readings:
+    """What `whole_rows.forward` gives; slopes: and what the backward needs, (B, H, L, Ev)."""
+    native, _ = library.load()
+    described = _described(problem)
+    if native is None or described is None or "received" in problem.needs:
+        return whole_rows.forward(problem)
+    lookup, kept = described
+    rows = lookup.batch, lookup.heads, lookup.queries
+    read: Readings = {}
+    for name in library.SUMS if problem.needs else library.SUMS[:6]:
+        if name in ("average", "slopes"):
+            if name == "average" or slopes:
+                read[name] = torch.empty((*rows, lookup.value_width))
+        else:
+            read[name] = torch.empty(rows, dtype=torch.int64 if name in _WHOLE else torch.float32)
+    out = library.Outcome(**{name: x.data_ptr() for name, x in read.items()})
+    if not done(native.sl_entmax(ctypes.byref(lookup), ctypes.byref(out))):
+        return whole_rows.forward(problem)
+    del kept
+    return read
+
+
+def backward(problem: Problem, read: Readings, grads: Readings) -> list[Tensor]:
+    """Gradients of all of `problem.tensors()`: here where the value alone has one, else as `whole_rows.backward`."""
+    native, _ = library.load()
+    described = _described(problem)
+    if native is None or described is None or set(grads) != {"average"} or "slopes" not in read:
+        return whole_rows.backward(problem, read, grads)
+    lookup, kept = described
+    average = readable(grads["average"])
+    planes = {
+        "max_logit": read["max_logit"],
+        "inverse_z": torch.ones_like(read["offset"]),
+        "c0": -(average * read["slopes"]).sum(-1),
+        "c1": read["offset"],
+    }
+    planes = {name: x.contiguous() for name, x in planes.items()}
+    pointers = (planes[name].data_ptr() if name in planes else None for name in library.COEFFICIENTS)
+    upstream = library.Upstream(library.Strided.of(average), *pointers)
+    sums = Sums(problem, few=False)
+    if not done(native.sl_backward(ctypes.byref(lookup), ctypes.byref(upstream), ctypes.byref(sums.described()))):
+        return whole_rows.backward(problem, read, grads)
+    del kept
+    return sums.gradients()
+
+
+def _described(problem: Problem) -> tuple[library.Lookup, tuple[object, ...]] | None:
+    described = lookup_of(problem, few=False)
+    if described is not None:
+        assert isinstance(problem.rule, Entmax) and not isinstance(problem.rule.alpha, Tensor)
+        described[0].rule = _RULES[problem.rule.alpha]
+    return described
