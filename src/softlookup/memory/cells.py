@@ -47,8 +47,8 @@ class Cells:
     radii: Tensor
     starts: Tensor
     positions: Tensor
-    _known: dict[int, Tensor] = field(default_factory=dict)
-    """Of one version of the table, live rows of each cell."""
+    _known: list[tuple[State, Tensor]] = field(default_factory=list)
+    """One state of the table, and live rows of each cell in it."""
 
     @property
     def covered(self) -> int:
@@ -59,7 +59,7 @@ class Cells:
         """That many, by default the root of the number of rows, around means that FAISS finds by k-means on a sample."""
         faiss = library()
         total = state.total
-        count = max(1, round(total**0.5)) if cells is None else cells
+        count = max(1, min(round(total**0.5), total // 2)) if cells is None else cells
         if not 1 <= count <= max(1, total // 2):
             raise SoftlookupError(f"cells: expected from 1 to half as many as the {total:,} rows, got {count:,}")
         draw = torch.Generator().manual_seed(seed)
@@ -106,13 +106,14 @@ class Cells:
         n, device = len(order), order.device
         summary = question.everywhere(state, start=self.covered)
         top = best(question.query, state, k, self.covered)
-        enough = 0.0 if question.hard else math.log(tolerance) - math.log1p(-tolerance)
+        enough = math.log(tolerance) - math.log1p(-tolerance)
         read = torch.zeros(n, dtype=torch.int64, device=device)
         while True:
             if summary is None:
                 needed = torch.ones_like(read)
             else:
-                needed = (rest - summary.logsumexp.detach()[:, None] + error > enough).sum(1)
+                odds = rest - summary.logsumexp.detach()[:, None] + error
+                needed = (odds >= 0 if question.hard else odds > enough).sum(1)  # at temperature 0 the best rows share all
             # Few at first, as what they hold tells how many are needed.
             goal = torch.where(needed > read, torch.minimum(needed, 4 * read + 1), read)
             if bool((lost := goal > PATIENCE * len(self.radii) + 1).any()):
@@ -161,11 +162,10 @@ class Cells:
         """(C,) live rows of each cell."""
         if state.alive is None:
             return self.starts.diff()
-        if state.version not in self._known:
+        if not self._known or self._known[0][0] is not state:
             inside = state.alive[self.positions.to(state.alive.device)].cpu().double()
-            self._known.clear()
-            self._known[state.version] = torch.segment_reduce(inside, "sum", lengths=self.starts.diff())
-        return self._known[state.version]
+            self._known[:] = [(state, torch.segment_reduce(inside, "sum", lengths=self.starts.diff()))]
+        return self._known[0][1]
 
     def _over(self, question: Question, state: State, cell: Tensor, k: int) -> tuple[Summary, tuple[Tensor, Tensor]]:
         """The summary of each query over a cell of its own (n,), and the k best rows in it. A cell is read once for all of its

@@ -4,11 +4,13 @@ whose commit is the moment from which a row exists; a table in memory has a data
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ CREATE TABLE files (name TEXT PRIMARY KEY, kind TEXT NOT NULL, rows INTEGER NOT 
 """
 
 
+# How a change begins, ends, and is undone: by itself, or as a part of another.
+_TRANSACTION = ["BEGIN IMMEDIATE"], ["COMMIT"], ["ROLLBACK"]
+_SAVEPOINT = ["SAVEPOINT inside"], ["RELEASE inside"], ["ROLLBACK TO inside", "RELEASE inside"]
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Rows that were written at once, and the checksums of their vectors."""
@@ -41,6 +48,10 @@ class Chunk:
     values: int
 
 
+class Committed(KeyboardInterrupt):
+    """An interrupt that came when all had been written."""
+
+
 class Ledger:
     """A connection. Reads see one state inside of `reading`, changes are made inside of `writing`."""
 
@@ -49,17 +60,23 @@ class Ledger:
 
     @classmethod
     def create(cls, path: Path | None, **meta: int) -> Ledger:
-        """A new one, in memory where there is no path; meta: what never changes, and counters."""
+        """A new one, whole or not at all, in memory where there is no path; meta: what never changes, and counters."""
         name = "the table" if path is None else str(path.parent)
+        part = None if path is None else path.with_name(f".{path.name}.part")
         with _told(name):
-            ledger = cls(sqlite3.connect(":memory:" if path is None else path, timeout=PATIENCE, isolation_level=None), name)
-            ledger._db.execute("PRAGMA journal_mode = WAL")
-            ledger._db.execute("PRAGMA synchronous = FULL")
-            ledger._db.executescript("BEGIN IMMEDIATE;" + _SCHEMA)
+            if part is not None:
+                part.unlink(missing_ok=True)
+            db = sqlite3.connect(":memory:" if part is None else part, isolation_level=None)
+            db.executescript("BEGIN IMMEDIATE;" + _SCHEMA)
             items = (meta | {"format": FORMAT, "next_id": 0, "next_shard": 0, "version": 0}).items()
-            ledger._db.executemany("INSERT INTO meta VALUES (?, ?)", items)
-            ledger._db.execute("COMMIT")
-        return ledger
+            db.executemany("INSERT INTO meta VALUES (?, ?)", items)
+            db.execute("COMMIT")
+            if path is None or part is None:
+                return cls(db, name)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.close()
+        os.replace(part, path)
+        return cls.open(path, write=True)
 
     @classmethod
     def open(cls, path: Path, write: bool) -> Ledger:
@@ -73,6 +90,8 @@ class Ledger:
             ledger._db.execute("PRAGMA synchronous = FULL")
             if not write:
                 ledger._db.execute("PRAGMA query_only = ON")
+            if _schema_of(ledger._db) != _schema():
+                raise SoftlookupError(f"{name}: expected the database of a table in {path.name}, found another, or a wreck")
             found = ledger.meta("format")
         if found != FORMAT:
             raise SoftlookupError(f"{name}: expected a table of format {FORMAT}, got {found}")
@@ -109,25 +128,30 @@ class Ledger:
     def writing(self) -> Iterator[None]:
         """All of it or nothing; waits for another writer. Inside of another it is part of that."""
         with _told(self.name):
-            if self._db.in_transaction:
-                yield
-                self._db.execute("UPDATE meta SET value = value + 1 WHERE name = 'version'")
-                return
-            self._db.execute("BEGIN IMMEDIATE")
+            inner = self._db.in_transaction
+            begin, end, undo = _SAVEPOINT if inner else _TRANSACTION
+            self._all(begin)
             self._writes = True
             try:
                 yield
                 self._db.execute("UPDATE meta SET value = value + 1 WHERE name = 'version'")
-                self._db.execute("COMMIT")
-            except BaseException:
+                self._all(end)
+            except BaseException as error:
                 if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                    self._all(undo)
+                elif isinstance(error, KeyboardInterrupt):
+                    raise Committed from error
                 raise
             finally:
-                self._writes = False
+                self._writes = inner
+
+    def _all(self, statements: Sequence[str]) -> None:
+        for statement in statements:
+            self._db.execute(statement)
 
     def meta(self, name: str) -> int:
-        return self._one("SELECT value FROM meta WHERE name = ?", name)
+        found = self._one("SELECT value FROM meta WHERE name = ?", name)
+        return self._whole(found)[0]
 
     def take(self, counter: str, count: int) -> int:
         """The first of `count` fresh numbers."""
@@ -137,7 +161,8 @@ class Ledger:
 
     def shards(self) -> list[tuple[int, int]]:
         """Number and rows of each, in the order of their positions."""
-        return self._db.execute("SELECT number, rows FROM shards ORDER BY number").fetchall()
+        found = self._db.execute("SELECT number, rows FROM shards ORDER BY number").fetchall()
+        return [(number, rows) for number, rows in (self._whole(*row) for row in found)]
 
     def grow(self, chunk: Chunk) -> None:
         """Rows at the end of a shard, which may be new."""
@@ -149,7 +174,7 @@ class Ledger:
         self._db.execute("INSERT INTO chunks VALUES (?, ?, ?, ?, ?)", values)
 
     def chunks(self) -> list[Chunk]:
-        return [Chunk(*row) for row in self._db.execute("SELECT * FROM chunks ORDER BY shard, first")]
+        return [Chunk(*self._whole(*row)) for row in self._db.execute("SELECT * FROM chunks ORDER BY shard, first")]
 
     def insert(self, first: int, ids: Sequence[int], payloads: Sequence[Any]) -> None:
         """Rows at positions from `first` on; ids are not in use."""
@@ -174,7 +199,7 @@ class Ledger:
 
     def all_ids(self) -> list[int]:
         """In the order of their positions."""
-        return [i for (i,) in self._db.execute("SELECT id FROM rows ORDER BY position")]
+        return [self._whole(i)[0] for (i,) in self._db.execute("SELECT id FROM rows ORDER BY position")]
 
     def rows(self) -> Iterator[tuple[int, int, Any, int]]:
         """Position, id, packed payload and checksum of all, by position."""
@@ -184,7 +209,7 @@ class Ledger:
         return self._one("SELECT count(*) FROM rows")
 
     def dead(self) -> list[int]:
-        return [p for (p,) in self._db.execute("SELECT position FROM dead ORDER BY position")]
+        return [self._whole(p)[0] for (p,) in self._db.execute("SELECT position FROM dead ORDER BY position")]
 
     def renumber(self) -> None:
         """Give the rows positions from 0 on, in their order, and forget shards, deletes and files."""
@@ -208,6 +233,12 @@ class Ledger:
 
     def damage(self) -> list[str]:
         """What SQLite itself finds wrong, and rows whose checksum is another."""
+        try:
+            return self._damage()
+        except (sqlite3.DatabaseError, ValueError, TypeError, AttributeError) as error:  # what is damaged may hold anything
+            return [f"{self.name}: its database cannot be read ({error})"]
+
+    def _damage(self) -> list[str]:
         wrong = [str(x) for (x,) in self._db.execute("PRAGMA integrity_check") if x != "ok"]
         if wrong:
             return wrong
@@ -223,6 +254,12 @@ class Ledger:
             wrong.append(f"positions: expected each of {everything:,} to be a row or a deleted one, {known:,} are")
         return wrong
 
+    def _whole(self, *numbers: Any) -> tuple[int, ...]:
+        for number in numbers:
+            if not isinstance(number, int) or number < 0:
+                raise SoftlookupError(f"{self.name}: expected whole numbers in its database, got {number!r}; it is damaged")
+        return numbers
+
     def _one(self, query: str, *values: Any) -> int:
         found = self._db.execute(query, values).fetchone()
         if found is None:
@@ -230,18 +267,34 @@ class Ledger:
         return found[0]
 
 
+@cache
+def _schema() -> list[tuple[str]]:
+    db = sqlite3.connect(":memory:")
+    db.executescript(_SCHEMA)
+    return _schema_of(db)
+
+
+def _schema_of(db: sqlite3.Connection) -> list[tuple[str]]:
+    return db.execute("SELECT sql FROM sqlite_schema WHERE sql NOT NULL ORDER BY name").fetchall()
+
+
 def pack(payload: Any) -> Any:
     """Bytes as they are, anything else as JSON."""
     if payload is None or isinstance(payload, bytes):
         return payload
     try:
-        return json.dumps(payload, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        packed = json.dumps(payload, ensure_ascii=False, allow_nan=False)
+        packed.encode()
+        return packed
+    except (TypeError, ValueError, RecursionError) as error:
         raise SoftlookupError(f"payload: expected bytes or what JSON can say, got {type(payload).__name__} ({error})") from None
 
 
 def unpack(packed: Any) -> Any:
-    return json.loads(packed) if isinstance(packed, str) else packed
+    try:
+        return json.loads(packed) if isinstance(packed, str) else packed
+    except ValueError:
+        raise SoftlookupError(f"payload: expected what was written, got {packed[:40]!r}; the database is damaged") from None
 
 
 def checksum(i: int, packed: Any) -> int:
@@ -256,12 +309,12 @@ def _told(name: str) -> Iterator[None]:
     """What SQLite complains of, in one line."""
     try:
         yield
-    except sqlite3.Error as error:
-        said = str(error)
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        said = " ".join(str(error).split()) if isinstance(error, sqlite3.Error) else "its database is damaged"
         if "locked" in said:
             said = f"another process has been writing to it for {PATIENCE:.0f} seconds"
         elif "disk is full" in said:
             said = "the disk is full"
         elif "readonly" in said or "query_only" in said:
-            said = "expected a table opened with write=True, in a folder that can be written to"
+            said = "expected a folder that can be written to (to read, too), and write=True where rows are changed"
         raise SoftlookupError(f"{name}: {said}") from error

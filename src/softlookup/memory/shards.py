@@ -42,6 +42,12 @@ class FileShards:
         self._folder, self._widths, self.shard_rows = folder, {"keys": key_width, "values": value_width}, shard_rows
         self._mapped: dict[int, tuple[int, list[Tensor | None]]] = {}
 
+    dtype = torch.float32
+
+    def forget(self) -> None:
+        """What is mapped: rows that never were may be written over."""
+        self._mapped = {}
+
     def path(self, kind: str, number: int) -> Path:
         return self._folder / f"{kind}-{number:06d}.npy"
 
@@ -120,12 +126,15 @@ class FileShards:
 
     def _header(self, kind: str, number: int, rows: int) -> str | None:
         path, width = self.path(kind, number), self._widths[kind]
-        if not width or not path.exists():
+        if not width:
             return None
-        with open(path, "rb") as file:
-            got = file.read(HEADER)
+        try:
+            with open(path, "rb") as file:
+                got, size = file.read(HEADER), os.fstat(file.fileno()).st_size
+        except OSError:
+            return None  # told already
         # A commit that never came may have left a header that counts its rows.
-        there = max(rows, (path.stat().st_size - HEADER) // (4 * width))
+        there = max(rows, (size - HEADER) // (4 * width))
         if any(got == header(n, width) for n in {rows, there}):
             return None
         return f"{path}: its header is not that of {rows:,} rows of {width}"
@@ -154,6 +163,13 @@ class TensorShards:
     def __init__(self, keys: Tensor, values: Tensor | None):
         self._empty = Part(0, keys[:0], None if values is None else values[:0])
         self._kept: dict[int, Part] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._empty.keys.dtype
+
+    def forget(self) -> None:
+        """Nothing: rows that never were are cut off when others are added."""
 
     def append(self, number: int, at: int, keys: Tensor, values: Tensor | None) -> Chunk:
         """Rows at the end of those of the shard."""

@@ -3,9 +3,10 @@ vectors."""
 
 from __future__ import annotations
 
+import operator
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +22,7 @@ from .shards import KINDS, FileShards, Part, TensorShards
 DATABASE = "table.sqlite"
 SHARD_BYTES = 2**28
 """Of the wider of a shard's two files, at most."""
+MOST_IDS = 2**62
 AT_ONCE = 2**16
 """Rows that a compaction moves at a time."""
 
@@ -59,23 +61,22 @@ class Store:
 
     def __init__(self, ledger: Ledger, shards: FileShards | TensorShards, folder: Path | None, write: bool):
         self._ledger, self._shards, self.folder, self._write = ledger, shards, folder, write
-        self.key_width, self.value_width = ledger.meta("key_width"), ledger.meta("value_width")
+        self.key_width, self.value_width, self.dtype = ledger.meta("key_width"), ledger.meta("value_width"), shards.dtype
         self._state: State | None = None
-        self._built: dict[str, Any] = {}
+        self._built: dict[tuple[str, int], Any] = {}
 
     @classmethod
     def create(cls, folder: str | Path, key_width: int, value_width: int = 0, *, shard_rows: int | None = None) -> Self:
         """A new table in a folder that is made, or is empty. value_width: 0 for rows that hold payloads only. shard_rows: how
         many rows a file has at most; by default as many as 256 MB hold. Opened for writing."""
-        if key_width < 1 or value_width < 0:
-            raise SoftlookupError(f"create: expected key_width >= 1 and value_width >= 0, got {key_width} and {value_width}")
-        rows = SHARD_BYTES // (4 * max(key_width, value_width)) if shard_rows is None else shard_rows
-        if rows < 1:
-            raise SoftlookupError(f"shard_rows: expected at least 1, got {rows}")
+        for name, least, got in (("key_width", 1, key_width), ("value_width", 0, value_width), ("shard_rows", 1, shard_rows)):
+            if got is not None and (not isinstance(got, int) or isinstance(got, bool) or not least <= got < 2**31):
+                raise SoftlookupError(f"{name}: expected a whole number from {least} to 2^31 - 1, got {got!r}")
+        rows = max(1, SHARD_BYTES // (4 * max(key_width, value_width))) if shard_rows is None else shard_rows
         path = expanded(folder)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
+            if any(not file.name.startswith(f".{DATABASE}.part") for file in path.iterdir()):  # a create that was killed
                 raise SoftlookupError(f"{path}: expected a folder that is new or empty, got one with files")
         except OSError as error:
             raise SoftlookupError(f"{path}: {reason(error)}") from error
@@ -86,14 +87,18 @@ class Store:
     def open(cls, folder: str | Path, *, write: bool = False) -> Self:
         """A table that exists. Its vectors stay on the disk until they are asked."""
         path = expanded(folder)
-        if not (path / DATABASE).is_file():
+        try:
+            there = (path / DATABASE).is_file()
+        except OSError as error:
+            raise SoftlookupError(f"{path}: {reason(error)}") from error
+        if not there:
             raise SoftlookupError(f"{path}: expected the folder of a table, found no {DATABASE} in it")
         ledger = Ledger.open(path / DATABASE, write)
-        widths = ledger.meta("key_width"), ledger.meta("value_width")
-        table = cls(ledger, FileShards(path, *widths, ledger.meta("shard_rows")), path, write)
+        with ledger.reading():
+            widths = ledger.meta("key_width"), ledger.meta("value_width")
+            table = cls(ledger, FileShards(path, *widths, ledger.meta("shard_rows")), path, write)
         if write:
-            with ledger.writing():
-                table._shards.tidy(ledger.shards())
+            table._tidy()
         return table
 
     @classmethod
@@ -102,9 +107,9 @@ class Store:
     ) -> Self:
         """A table in memory of these rows, keys (S, d) and values (S, m), of any device and dtype; lookups have gradients to
         them."""
-        _check("keys", keys, None)
+        _check("keys", keys, None, None)
         if values is not None:
-            _check("values", values, None)
+            _check("values", values, None, None)
         width = 0 if values is None else values.shape[1]
         ledger = Ledger.create(None, key_width=keys.shape[1], value_width=width)
         table = cls(ledger, TensorShards(keys, values), None, True)
@@ -135,7 +140,7 @@ class Store:
         ids: Sequence[int] | Tensor | None = None,
     ) -> Tensor:
         """Add rows: keys (n, d), values (n, m) if the table has any, payloads of bytes or of what JSON can say, ids of one's
-        own (integers that are not in use) or the next free ones. Returns the ids (n,). When it returns, the rows are on the
+        own (from 0 to 2^62 - 1, not in use) or the next free ones. Returns the ids (n,). When it returns, the rows are on the
         disk."""
         numbers = None if ids is None else _integers(ids)
         self._check_rows(keys, values, payloads, numbers)
@@ -195,9 +200,7 @@ class Store:
             self._ledger.renumber()
             for some in positions.split(AT_ONCE) if len(positions) else ():
                 self._grow(gathered(state.parts, some, "keys"), gathered(state.parts, some, "values"))
-        with self._writing():
-            self._shards.tidy(self._ledger.shards())
-            self._tidy_files()
+        self._tidy()
 
     def verify(self) -> list[str]:
         """What is not as it was written, a line each: every byte of rows and payloads is read and its checksum compared."""
@@ -210,17 +213,23 @@ class Store:
 
     def stats(self) -> dict[str, Any]:
         """Numbers of a table: rows, deleted rows, widths, shards, bytes, what is built over it."""
-        state, files = self.state(), [] if self.folder is None else list(self.folder.iterdir())
-        kept = [file for file in files if not file.name.endswith(("-wal", "-shm"))]
+        state = self.state()
         return {
             "rows": state.count,
             "deleted": state.total - state.count,
             "key_width": self.key_width,
             "value_width": self.value_width,
             "shards": len(state.parts),
-            "bytes": sum(file.stat().st_size for file in kept),
+            "bytes": 0 if self.folder is None else _bytes_of(self.folder),
             "index": [f"{kind} over {rows:,} rows" for _, kind, rows, _ in state.files],
         }
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read one and the same state of the table inside, whatever others write meanwhile."""
+        with self._ledger.reading():
+            self._read()
+            yield
 
     def state(self) -> State:
         """As it is now."""
@@ -244,6 +253,8 @@ class Store:
                     raise SoftlookupError(f"{error.filename}: {reason(error)}") from error
         total = sum(rows for _, rows in shards)
         alive, dead = None, self._ledger.dead()
+        if len(dead) > total or any(p >= total for p in dead[-1:]) or any(rows < 1 for _, rows in shards):
+            raise SoftlookupError(f"{self._ledger.name}: expected {total:,} positions, got others; its database is damaged")
         if dead:
             alive = torch.ones(total, dtype=torch.bool)
             alive[torch.tensor(dead)] = False
@@ -253,7 +264,7 @@ class Store:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Make all changes inside at once, or none."""
+        """Make all changes inside at once, or none where an error leaves the block. What raises changes nothing by itself."""
         with self._writing():
             yield
 
@@ -266,6 +277,7 @@ class Store:
                 yield
         except BaseException:
             self._state = None  # it may be one that never was
+            self._shards.forget()
             raise
 
     def _append(self, keys: Tensor, values: Tensor | None, payloads: Sequence[Any] | None, ids: Sequence[int]) -> None:
@@ -287,6 +299,8 @@ class Store:
     def _rows(self, found: dict[int, tuple[int, Any]], ids: list[int]) -> Rows:
         state = self._read()
         positions = torch.tensor([found[i][0] for i in ids], dtype=torch.int64)
+        if bool((positions >= state.total).any()):
+            raise SoftlookupError(f"{self._ledger.name}: expected rows at {state.total:,} positions, got others; it is damaged")
         keys, values = (gathered(state.parts, positions, kind) for kind in KINDS)
         if keys is None:
             keys = torch.empty(0, self.key_width)
@@ -301,12 +315,12 @@ class Store:
         return found
 
     def _check_rows(self, keys: Tensor, values: Tensor | None, payloads: Sequence[Any] | None, ids: list[int] | None) -> None:
-        _check("keys", keys, self.key_width)
+        _check("keys", keys, self.key_width, self.dtype)
         if (values is None) != (self.value_width == 0):
             got = "none" if values is None else "some"
             raise SoftlookupError(f"values: expected {f'(n, {self.value_width})' if self.value_width else 'none'}, got {got}")
         if values is not None:
-            _check("values", values, self.value_width)
+            _check("values", values, self.value_width, self.dtype)
         for name, given in (("values", values), ("payloads", payloads), ("ids", ids)):
             if given is not None and len(given) != len(keys):
                 raise SoftlookupError(f"{name}: expected one for each of the {len(keys)} keys, got {len(given)}")
@@ -334,13 +348,27 @@ class Store:
             raise SoftlookupError(f"{path}: expected what was written, got something else; index() builds it again")
         return content
 
-    def _tidy_files(self) -> None:
-        """Remove what was built over rows and is not known any more."""
-        if self.folder is not None:
+    def _tidy(self) -> None:
+        """Remove what commits that never came have left, and what is not known any more. Inside of a larger change nothing is:
+        it may yet be undone."""
+        if self._ledger.busy:
+            return
+        with self._ledger.writing():
+            self._shards.tidy(self._ledger.shards())
             known = {name for name, _, _, _ in self._ledger.files()}
-            for path in self.folder.glob("index-*"):
+            for path in () if self.folder is None else (*self.folder.glob("index-*"), *self.folder.glob(".index-*")):
                 if path.name not in known:
                     path.unlink(missing_ok=True)
+
+
+def _bytes_of(folder: Path) -> int:
+    """Of its files; some may go meanwhile."""
+    size = 0
+    for path in folder.iterdir():
+        if not path.name.endswith(("-wal", "-shm")):
+            with suppress(FileNotFoundError):
+                size += path.stat().st_size
+    return size
 
 
 def gathered(parts: Sequence[Part], positions: Tensor, kind: str) -> Any:
@@ -359,7 +387,8 @@ def gathered(parts: Sequence[Part], positions: Tensor, kind: str) -> Any:
     return found.unflatten(0, positions.shape)
 
 
-def _check(name: str, x: Any, width: int | None) -> None:
+def _check(name: str, x: Any, width: int | None, dtype: torch.dtype | None) -> None:
+    """Raise unless x is (n, width), and finite also when it is kept in a dtype."""
     shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
     if (
         not isinstance(x, Tensor)
@@ -369,13 +398,20 @@ def _check(name: str, x: Any, width: int | None) -> None:
         or not x.shape[1]
     ):
         raise SoftlookupError(f"{name}: expected a floating-point tensor (n, {width or 'width'}), got {shape}")
-    if not bool(x.isfinite().all()):
-        raise SoftlookupError(f"{name}: expected finite numbers, got NaN or infinity")
+    if not bool(x.to(dtype).isfinite().all()):
+        kind = "" if dtype in (None, x.dtype) else f" in {str(dtype).removeprefix('torch.')}"
+        raise SoftlookupError(f"{name}: expected finite numbers{kind}, got NaN or infinity")
 
 
 def _integers(ids: Sequence[int] | Tensor) -> list[int]:
-    found = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-    for i in found:
-        if isinstance(i, bool) or not isinstance(i, int) or not -(2**63) <= i < 2**63:
-            raise SoftlookupError(f"ids: expected integers of 64 bits, got {i!r}")
+    if isinstance(ids, Tensor):
+        ids = ids.tolist()
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise SoftlookupError(f"ids: expected a list of whole numbers, got {ids!r}")
+    found = []
+    for i in ids:
+        number = -1 if isinstance(i, bool) or not hasattr(i, "__index__") else operator.index(i)
+        if not 0 <= number < MOST_IDS:
+            raise SoftlookupError(f"ids: expected whole numbers from 0 to 2^62 - 1, got {i!r}")
+        found.append(number)
     return found

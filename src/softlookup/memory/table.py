@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,8 @@ from .store import State, Store, gathered
 STATISTICS = tuple(name for name in CHEAP if name not in ("argmax", "distance", "sink_mass", "sink_weight"))
 """Those that rows have, which stand in no order."""
 INDEXES: dict[str, Any] = {"cells": Cells, "graph": Graph}
+FARTHEST = 1e16
+"""Of a key's numbers, where FAISS is to take distances: beyond float32's range it ends the process."""
 BEST_AT_ONCE = 2**24
 """Numbers of keys and values of the best rows of some queries."""
 
@@ -82,7 +85,8 @@ class SoftTable(Store):
                 else exactly, by reading all keys.
             tolerance: how much of the weight may be missed at most; rows are read cell by cell (`index("cells")`) until no
                 more can be.
-            steps: > 1 looks up the keys first, steps - 1 times, each time asking with what was found (Ramsauer et al. 2021).
+            steps: > 1 looks up the keys first, steps - 1 times, each time asking with what was found (Ramsauer et al. 2021);
+                these lookups read all rows.
             score: of a query and a key, where all rows are read. stats: names of statistics; True for all that rows in no
                 order have.
 
@@ -91,12 +95,11 @@ class SoftTable(Store):
         """
         single = isinstance(query, Tensor) and query.ndim == 1
         question = self._question(query[None] if single else query, score, temperature, stats)
-        if top_k is not None and top_k < 1:
-            raise SoftlookupError(f"top_k: expected at least 1, got {top_k}")
-        if tolerance is not None and not 0 < tolerance < 1:
-            raise SoftlookupError(f"tolerance: expected a share between 0 and 1, got {tolerance}")
-        if steps < 1:
-            raise SoftlookupError(f"steps: expected at least 1, got {steps}")
+        for name, count in (("top_k", top_k), ("steps", steps)):
+            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+                raise SoftlookupError(f"{name}: expected a whole number of at least 1, got {count!r}")
+        if tolerance is not None and not (isinstance(tolerance, int | float) and 0 < tolerance < 1):
+            raise SoftlookupError(f"tolerance: expected a share between 0 and 1, got {tolerance!r}")
         if (top_k is not None or tolerance is not None) and type(score) is not Dot:
             raise SoftlookupError(f"score: expected Dot() with top_k or tolerance, got {score!r}")
         with self._ledger.reading():
@@ -106,6 +109,12 @@ class SoftTable(Store):
             for _ in range(steps - 1):
                 question = question.asking(self._everything(question, state, of_keys=True).value)
             answer = self._answer(question, state, top_k, tolerance)
+            if not bool(answer.summary.logsumexp.isfinite().all()):
+                kind = str(self.dtype).removeprefix("torch.")
+                raise SoftlookupError(
+                    f"lookup: expected scores / temperature that {kind} can hold, got infinity or NaN: keys, query or "
+                    "temperature are out of its range (temperature 0 is the best row), or a file is damaged (verify)"
+                )
             return self._found(answer, question, top_k, single)
 
     def index(self, kind: Literal["cells", "graph"], cells: int | None = None) -> None:
@@ -116,6 +125,10 @@ class SoftTable(Store):
             raise SoftlookupError("index: expected rows, got none")
         if kind not in INDEXES:
             raise SoftlookupError(f"index: expected {' or '.join(map(repr, INDEXES))}, got {kind!r}")
+        if cells is not None and (not isinstance(cells, int) or isinstance(cells, bool)):
+            raise SoftlookupError(f"cells: expected a whole number, got {cells!r}")
+        if max(float(part.keys.detach().abs().max()) for part in state.parts) > FARTHEST:
+            raise SoftlookupError(f"index: expected keys of numbers up to {FARTHEST:.0e}, whose squares FAISS can add up")
         built = INDEXES[kind].build(state, cells)
         content = built.to_bytes()
         with self._writing():
@@ -126,21 +139,23 @@ class SoftTable(Store):
             if self.folder is not None:
                 write(self.folder / name, content)
             self._ledger.replace_file(name, kind, built.covered, zlib.crc32(content))
-        with self._writing():
-            self._tidy_files()
-        self._built[name] = built
+        self._tidy()
+        self._built[name, zlib.crc32(content)] = built
 
     def _question(self, query: Any, score: Score, temperature: Any, stats: Any) -> Question:
         if not isinstance(query, Tensor) or query.ndim != 2 or query.shape[1] != self.key_width or not len(query):
             got = tuple(query.shape) if isinstance(query, Tensor) else type(query).__name__
             raise SoftlookupError(f"query: expected a tensor (n, {self.key_width}) or ({self.key_width},), got {got}")
+        if query.dtype != self.dtype:
+            raise SoftlookupError(f"query: expected {self.dtype} like the keys, got {query.dtype}")
         if not bool(query.isfinite().all()):
             raise SoftlookupError("query: expected finite numbers, got NaN or infinity")
         if isinstance(temperature, Tensor) and temperature.ndim and temperature.shape != query.shape[:1]:
             raise SoftlookupError(f"temperature: expected a number or ({len(query)},), got {tuple(temperature.shape)}")
-        number = isinstance(temperature, int | float) and 0 <= temperature < float("inf")
-        if not isinstance(temperature, Tensor) and not number:
-            raise SoftlookupError(f"temperature: expected a finite number >= 0, got {temperature!r}")
+        if not isinstance(temperature, Tensor):
+            if not isinstance(temperature, Real) or not 0 <= float(temperature) < float("inf"):
+                raise SoftlookupError(f"temperature: expected a finite number >= 0, got {temperature!r}")
+            temperature = float(temperature)
         names = STATISTICS if stats is True else chosen(stats)
         if strange := set(names) - set(STATISTICS):
             raise SoftlookupError(f"stats: expected names among {', '.join(STATISTICS)}, got {', '.join(sorted(strange))}")
@@ -156,7 +171,9 @@ class SoftTable(Store):
         if tolerance is not None:
             cells = self._index(state, "cells")
             if cells is None:
-                raise SoftlookupError("tolerance: expected a table with cells, built by index('cells'), got one without")
+                raise SoftlookupError(
+                    "tolerance: expected a table with cells (index('cells'), or softlookup table index), got one without"
+                )
             return cells.ask(question, state, tolerance, k)
         if k:
             return self._of_best(question, state, k)
@@ -171,6 +188,9 @@ class SoftTable(Store):
         else:
             found = graph.best(query, state.alive, k)
             scores, positions = best_of(found, best(query, state, k, graph.covered), k)
+            if len(few := (positions < 0).any(1).nonzero()[:, 0]):  # where many are deleted the search may end among them
+                every = best(query[few], state, k)
+                scores, positions = scores.index_copy(0, few, every[0]), positions.index_copy(0, few, every[1])
         step = max(1, BEST_AT_ONCE // (k * (self.key_width + self.value_width)))
         some = torch.arange(len(query), device=query.device).split(step)
         summary = join_rows([_over_own(question.of(who), state, positions[who]) for who in some])
@@ -180,11 +200,10 @@ class SoftTable(Store):
         if k == state.count:
             return Answer(summary, scores, positions, torch.zeros_like(scores[:, 0]), scores[:, 0] - float("inf"))
         # None of the rest scores more than the k-th.
-        last = scores[:, -1:]
         if question.hard:
-            missed = (last == scores[:, :1]).to(scores)
+            missed = (scores[:, -1:] == scores[:, :1]).to(scores)
         else:
-            missed = (last / question.divisor - summary.logsumexp.detach()[:, None] + math.log(state.count - k)).sigmoid()
+            missed = (_logs(scores, question, summary)[:, -1:] + math.log(state.count - k)).sigmoid()
         return Answer(summary, scores, positions, missed[:, 0], scores[:, -1])
 
     def _found(self, answer: Answer, question: Question, top_k: int | None, single: bool) -> Found:
@@ -198,7 +217,7 @@ class SoftTable(Store):
                 first = (scores == scores[:, :1]).to(scores)
                 weights = first / first.sum(1, keepdim=True)
             else:
-                weights = (scores / question.divisor - summary.logsumexp.detach()[:, None]).exp()
+                weights = _logs(scores, question, summary).exp()
         missed, unseen = answer.missed, answer.unseen
         if single:
             summary = map_tensors(summary, lambda x, trailing: x.squeeze(-1 - trailing))
@@ -209,13 +228,20 @@ class SoftTable(Store):
 
     def _index(self, state: State, kind: str) -> Any:
         """What was built of that kind, if it was."""
-        self._built = {name: built for name, built in self._built.items() if any(name == each[0] for each in state.files)}
+        if not self._ledger.busy:  # else the files of now may yet be undone
+            known = {(name, expected) for name, _, _, expected in state.files}
+            self._built = {key: built for key, built in self._built.items() if key in known}
         for name, there, _, expected in state.files:
             if there == kind:
-                if name not in self._built:
-                    self._built[name] = INDEXES[kind].from_bytes(self._content(name, expected))
-                return self._built[name]
+                if (name, expected) not in self._built:
+                    self._built[name, expected] = INDEXES[kind].from_bytes(self._content(name, expected))
+                return self._built[name, expected]
         return None
+
+
+def _logs(scores: Tensor, question: Question, summary: Summary) -> Tensor:
+    """(n, k) logarithms of the weights of the best rows, scores best first: from the best one, so that no digits are lost."""
+    return (scores - scores[:, :1]) / question.divisor - summary.log_z.detach()[:, None]
 
 
 def _over_own(question: Question, state: State, positions: Tensor) -> Summary:
