@@ -91,7 +91,7 @@ class Ledger:
             if not write:
                 ledger._db.execute("PRAGMA query_only = ON")
             if _schema_of(ledger._db) != _schema():
-                raise SoftlookupError(f"{name}: expected the database of a table in {path.name}, found another, or a wreck")
+                raise SoftlookupError(f"{name}: expected the database of a table in {path.name}, found another (or damage)")
             found = ledger.meta("format")
         if found != FORMAT:
             raise SoftlookupError(f"{name}: expected a table of format {FORMAT}, got {found}")
