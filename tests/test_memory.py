@@ -75,6 +75,8 @@ CASES = {
     "window, 8 heads of 64": "8, 64, mask=sl.Causal() & sl.Window(256)",
     "all pairs, 1 head of 64": "1, 64",
     "all pairs, 8 heads of 64": "8, 64",
+    "entmax, 1 head of 64": "1, 64, normalizer=sl.Entmax(), mask=sl.Causal() & sl.Window(4096)",
+    "top k, 1 head of 64": "1, 64, normalizer=sl.TopK(32), mask=sl.Causal() & sl.Window(1024)",
     "a score of one's own, window": "1, 16, score=Distance(), mask=sl.Causal() & sl.Window(256)",
     "a network as score, window": "1, 16, score=Network(16, 32), mask=sl.Causal() & sl.Window(256)",
 }

@@ -155,6 +155,89 @@ void check_backward(const Case& c, const Pairs& pairs, bool of_average, bool of_
     }
 }
 
+// One query's weights [(s - rho) / power]_+ ^ power, which sum to 1, by bisection.
+Exact entmax_of(const Exact& s, int power) {
+    const double top = *std::max_element(s.begin(), s.end());
+    Exact w(s.size());
+    if (top == -INF) return w;
+    double low = -1, high = 0, total = 0;
+    for (int step = 0; step < 60; ++step) {
+        const double tau = (low + high) / 2;
+        total = 0;
+        for (size_t j = 0; j < s.size(); ++j) total += w[j] = std::pow(std::max(0.0, (s[j] - top) / power - tau), power);
+        (total >= 1 ? low : high) = tau;
+    }
+    return w;
+}
+
+// Entmax 1.5 and sparsemax: values and sums; of the way back, that it reads and writes what it may (tests/engines compare it).
+void check_entmax(Case& c, const Pairs& pairs, Judge& judge) {
+    sl_lookup& l = c.l;
+    const int64_t rows = l.batch * l.heads * l.queries;
+    for (const int power : {2, 1}) {
+        l.rule = power == 2 ? SL_ENTMAX15 : SL_SPARSEMAX;
+        Numbers average(rows * l.value_width, HOLE), slopes = average, is[14];
+        std::vector<int64_t> visible(rows, -2), argmax = visible, support = visible;
+        for (Numbers& each : is) each.assign(rows, HOLE);
+        sl_outcome out{};
+        float** to[14] = {&out.total, &out.max_logit, &out.offset, &out.logsumexp, &out.max_weight, &out.log_weight, &out.square, &out.first,
+                          &out.spread, &out.logit_mean, &out.logit_var, &out.jacobian_trace, &out.sink_mass, &out.distance};
+        for (int x = 0; x < (l.statistics ? 14 : 3); ++x) *to[x] = is[x].data();
+        out.average = average.data(), out.slopes = slopes.data(), out.visible = visible.data();
+        if (l.statistics) out.argmax = argmax.data(), out.support = support.data();
+        judge.result("entmax", sl_entmax(&l, &out), 0);
+        Exact want(rows * l.value_width), total, collision, entropy, distance, sink, mean;
+        for (int64_t r = 0; r < rows; ++r) {
+            const int64_t bh = r / l.queries, b = bh / l.heads, h = bh % l.heads, i = r % l.queries;
+            const Exact w = entmax_of(pairs.scores[r], power);
+            double sums[5] = {};
+            for (int64_t j = 0; j < l.keys; ++j) {
+                const double position = (double)(l.key_position + j), kept = Pairs::kept(l, b, h, i, j);
+                const float* v = c.value.at(b, h / (l.heads / l.kv_heads), j);
+                for (int64_t e = 0; w[j] > 0 && e < l.value_width; ++e) want[r * l.value_width + e] += w[j] * kept * v[e];
+                sums[0] += w[j], sums[1] += w[j] * w[j], sums[2] += w[j] > 0 ? w[j] * std::log(w[j]) : 0;
+                sums[3] += w[j] * std::abs((double)c.positions[i] - position);
+                sums[4] += position >= (double)c.first_sink[b] && position < (double)(c.first_sink[b] + l.sinks) ? w[j] : 0;
+            }
+            total.push_back(sums[0]), collision.push_back(sums[1]), entropy.push_back(sums[2]), distance.push_back(sums[3]), sink.push_back(sums[4]);
+            mean.push_back(pairs.visible[r] ? pairs.is[MEAN][r] : 0);
+        }
+        constexpr double NEAR = 1e-4;  // a weight follows its score by the slope, and scores are rounded
+        judge.same("entmax", "average", average, want, NEAR), judge.same("entmax", "visible", visible, pairs.visible, 0);
+        judge.same("entmax", "total", is[0], total, NEAR), judge.same("entmax", "max_logit", is[1], pairs.is[MAX]);
+        if (l.statistics) {
+            judge.same("entmax", "square", is[6], collision, NEAR), judge.same("entmax", "log_weight", is[5], entropy, NEAR);
+            judge.same("entmax", "distance", is[13], distance, NEAR), judge.same("entmax", "sink_mass", is[12], sink, NEAR);
+            judge.same("entmax", "logit_mean", is[9], mean), judge.same("entmax", "logit_var", is[10], pairs.is[FLAT_VAR]);
+            judge.same("entmax", "logsumexp", is[3], pairs.derived(LOGSUMEXP));
+        }
+        Numbers ones(rows, 1), zeros(rows, 0), gradients[8];
+        sl_upstream up{};
+        up.average = c.upstream.view(), up.max_logit = is[1].data(), up.inverse_z = ones.data(), up.c0 = zeros.data(), up.c1 = is[2].data();
+        sl_gradients back{};
+        float** into[8] = {&back.query, &back.key, &back.value, &back.key_bias, &back.relative, &back.dense, &back.additive, &back.temperature};
+        const Sums* like[8] = {&pairs.query, &pairs.key, &pairs.value, &pairs.key_bias, &pairs.relative, &pairs.dense, &pairs.additive, &pairs.temperature};
+        const bool wanted[8] = {true, true, true, l.key_bias != nullptr, l.relative != nullptr, l.dense != nullptr, l.additive != nullptr, l.inverse_temperatures != nullptr};
+        for (int x = 0; x < 8; ++x)
+            if (wanted[x]) gradients[x].assign(like[x]->size(), 0), *into[x] = gradients[x].data();
+        back.dense_batch = c.dense_gradient[0], back.dense_head = c.dense_gradient[1];
+        back.dense_row = c.dense_gradient[2], back.dense_column = c.dense_gradient[3], back.parts = 1;
+        judge.result("backward of entmax", sl_backward(&l, &up, &back), 0);
+        Sums dv(pairs.value.size());  // what values get needs no delta: their weights, times what comes from above
+        for (int64_t r = 0; r < rows; ++r) {
+            const int64_t bh = r / l.queries, b = bh / l.heads, h = bh % l.heads, i = r % l.queries;
+            const Exact w = entmax_of(pairs.scores[r], power);
+            for (int64_t j = 0; j < l.keys; ++j)
+                for (int64_t e = 0; w[j] > 0 && e < l.value_width; ++e)
+                    dv[((b * l.kv_heads + h / (l.heads / l.kv_heads)) * l.keys + j) * l.value_width + e] += w[j] * Pairs::kept(l, b, h, i, j) * c.upstream.at(b, h, i)[e];
+        }
+        Exact plain;
+        for (const Sum& each : dv) plain.push_back(each.x);
+        judge.same("backward of entmax", "value", gradients[2], plain, NEAR);
+    }
+    l.rule = SL_SOFTMAX;
+}
+
 // Blocks of scores that something else computed, one after another.
 void check_fold(Judge& judge) {
     const int64_t entries = pick({1, 2, 3}), heads = pick({1, 2}), queries = pick({1, 5, 17}), rows = entries * heads * queries;
@@ -226,6 +309,8 @@ void check(int64_t number, Judge& judge) {
     check_backward(c, pairs, of_average, of_statistics, one_sum ? 1 : pick({1, 3}), false, judge);
     if (c.l.queries <= 17 && !c.scattered) check_backward(c, pairs, of_average, of_statistics, 1, true, judge);
     check_received(c, pairs, judge);
+    stand(false);
+    check_entmax(c, pairs, judge);
     check_fold(judge);
 
     c.query.all.back() = INF;  // whichever kernel meets it says so

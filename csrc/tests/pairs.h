@@ -61,6 +61,7 @@ using Sums = std::vector<Sum>;
 // Readings of a lookup, and the gradients of sum <upstream, average> + sum of `by` times the readings, both per query.
 struct Pairs {
     Exact average, is[READINGS], by[READINGS];
+    std::vector<Exact> scores;  // of each query, -INF where hidden
     Sums received, query, key, value, key_bias, relative, dense, additive, temperature;
     std::vector<int64_t> visible, argmax;
     std::vector<bool> level;  // so nearly two largest scores that rounding decides on the argmax
@@ -95,6 +96,7 @@ struct Pairs {
             Sums score(l.keys), slope(l.keys);
             for (int64_t j = 0; j < l.keys; ++j)
                 if (c.sees(b, h, i, j)) s[j] = (score[j] = score_of(c, b, h, i, j, slope[j])).x;
+            scores.push_back(s);
             const Distribution d(s, l.key_position, c.positions[i], c.first_sink[b], l.sinks);
             visible.push_back(d.visible), argmax.push_back(d.argmax), level.push_back(d.lead < 1e-4);
             for (int r = 0; r < READINGS; ++r) is[r][row] = d.is[r];
@@ -123,11 +125,6 @@ struct Pairs {
         }
     }
 
-  private:
-    static double coolness(const sl_lookup& l, int64_t b, int64_t h, int64_t i) {
-        return l.inverse_temperatures ? l.inverse_temperatures[(b * l.heads + h) * l.queries + i] : l.inverse_temperature;
-    }
-
     // What dropout multiplies a weight by (engines/dropout.py).
     static double kept(const sl_lookup& l, int64_t b, int64_t h, int64_t i, int64_t j) {
         if (!l.dropout.on) return 1;
@@ -138,6 +135,11 @@ struct Pairs {
         };
         const uint32_t row = mix(mix(mix(l.dropout.seed + (uint32_t)b) + (uint32_t)h) + (uint32_t)(l.query_position + i));
         return mix(row + (uint32_t)(l.key_position + j) * 0x9e3779b1u) >= l.dropout.threshold ? l.dropout.scale : 0;
+    }
+
+  private:
+    static double coolness(const sl_lookup& l, int64_t b, int64_t h, int64_t i) {
+        return l.inverse_temperatures ? l.inverse_temperatures[(b * l.heads + h) * l.queries + i] : l.inverse_temperature;
     }
 
     // Its size is that of what is mapped: no map is much steeper than 1 here.

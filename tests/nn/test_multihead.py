@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -171,3 +173,18 @@ def test_a_block_without_cross_attention_reports_its_own():
     assert seen.entropy.shape == (2, 4, 5) and block(x)[1] is None
     with pytest.raises(sl.UnsupportedError, match="cross"):
         block.cross_weights(x, x)
+
+
+def test_a_normalizer_that_learns():
+    alpha = nn.Parameter(torch.full((4,), 1.5))
+    made = MultiHeadAttention(16, 4, normalizer=sl.Entmax(alpha))
+    x = torch.randn(2, 9, 16)
+    y, stats = made(x, mask=sl.Causal(), stats=["support", "visible"])
+    assert (stats.support < stats.visible).any() and torch.equal((made.weights(x, mask=sl.Causal()) > 0).sum(-1), stats.support)
+    y.square().sum().backward()
+    assert any(p is alpha for p in made.parameters()) and alpha.grad.abs().min() > 0
+    again = copy.deepcopy(made)
+    (own,) = again.of_normalizer
+    assert again.normalizer.alpha is own and own is not alpha
+    again.load_state_dict(made.state_dict())
+    torch.testing.assert_close(again(x), made(x))

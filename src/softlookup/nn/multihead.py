@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..biases import ALiBi
 from ..errors import SoftlookupError, at_least_one
+from ..normalizers import Normalizer, Softmax
 from ..operator import attend
 from ..running import MaskLike, StatsLike
 from ..scores import ScaledDot, Score
@@ -30,6 +31,7 @@ class MultiHeadAttention(nn.Module):
         qk_norm: queries and keys are normalized per head, with a learned gain, so that logits stay bounded (Henry et al. 2020).
         dropout: probability that a weight is dropped in training.
         score: what is relevant, a score of queries and keys of one width: by default the scaled product, without or with a cap.
+        normalizer: how scores become weights; what it learns (an `nn.Parameter`) is a parameter of the module.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class MultiHeadAttention(nn.Module):
         qk_norm: bool = False,
         dropout: float = 0.0,
         score: Score = ScaledDot(),  # noqa: B008
+        normalizer: Normalizer = Softmax(),  # noqa: B008
     ):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -60,7 +63,8 @@ class MultiHeadAttention(nn.Module):
         at_least_one("MultiHeadAttention", head_width=head_width, value_width=value_width)
         if not isinstance(positions, RoPE | ALiBi | None):
             raise SoftlookupError(f"MultiHeadAttention: expected positions as RoPE(), ALiBi(…) or None, got {positions!r}")
-        self.heads, self.kv_heads, self.dropout, self.score = heads, kv_heads, dropout, score
+        self.heads, self.kv_heads, self.dropout, self.score, self.normalizer = heads, kv_heads, dropout, score, normalizer
+        self.of_normalizer = nn.ParameterList(x for x in vars(normalizer).values() if isinstance(x, nn.Parameter))
         self.of_query = nn.Linear(width, heads * head_width, bias)
         self.of_key = nn.Linear(context_width, kv_heads * head_width, bias)
         self.of_value = nn.Linear(context_width, kv_heads * value_width, bias)
@@ -92,6 +96,7 @@ class MultiHeadAttention(nn.Module):
         query, key, value = self._projected(x, context, cache)
         dropped = self.dropout if self.training else 0.0
         arguments: dict[str, Any] = {"score": self.score, "mask": mask, "bias": self.bias, "dropout_p": dropped}
+        arguments["normalizer"] = self.normalizer
         if stats is None or stats is False:
             return self._join(attend(query, key, value, **arguments))
         names = stats if context is None else across(stats)
@@ -102,7 +107,7 @@ class MultiHeadAttention(nn.Module):
         """(B, H, L, S) the distribution itself, materialized, without dropout: the average of rows of the identity."""
         query, key, value = self._projected(x, context, None)
         eye = torch.eye(key.shape[-2], dtype=value.dtype, device=value.device).expand(*value.shape[:2], -1, -1)
-        return attend(query, key, eye, score=self.score, mask=mask, bias=self.bias)
+        return attend(query, key, eye, score=self.score, mask=mask, bias=self.bias, normalizer=self.normalizer)
 
     def _projected(self, x: Tensor, context: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, L, E), keys and values (B, Hkv, S, E), in their positions."""
