@@ -13,6 +13,7 @@ from .version import __version__ as __version__
 if TYPE_CHECKING:
     from . import geometry as geometry
     from . import integrations as integrations
+    from . import linear as linear
     from . import memory as memory
     from . import nn as nn
     from . import remedies as remedies
@@ -78,7 +79,7 @@ _NAMES = {
     "scores": "Additive Bilinear Cosine Dot Gaussian Hyperbolic Product ScaledDot Score",
     "summary": "CHEAP Stats Summary",
 }
-_MODULES = {"engines", "geometry", "memory", "nn", "remedies", "seq2seq", "smoothing", "training", "watching"}
+_MODULES = {"engines", "geometry", "linear", "memory", "nn", "remedies", "seq2seq", "smoothing", "training", "watching"}
 _MODULES |= {module.split(".")[0] for module in _NAMES}
 __all__, __getattr__ = loaded_on_use(__name__, _NAMES, _MODULES)  # noqa: PLE0605
 

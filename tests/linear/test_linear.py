@@ -1,0 +1,265 @@
+"""Laws of attention without all pairs: however it is cut it is the same, and in the limit it is what it approximates."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+import softlookup as sl
+from softlookup import linear
+
+H, L, E = 4, 37, 8
+MAPS = {
+    "elu": lambda: linear.EluPlusOne(),
+    "relu": lambda: linear.ReLU(),
+    "positive": lambda: linear.RandomFeatures(E, 24),
+    "trigonometric": lambda: linear.RandomFeatures(E, 512, kind="trigonometric"),
+    "hedgehog": lambda: linear.Hedgehog(E, H).double(),
+    "cosformer": lambda: linear.CosFormer(64),
+}
+
+
+def tensors(kv: int = 2, length: int = L) -> list[Tensor]:
+    make = torch.Generator().manual_seed(0)
+    shapes = (2, H, length, E), (2, kv, length, E), (2, kv, length, 5)
+    return [torch.randn(shape, generator=make, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+@pytest.fixture(params=MAPS)
+def features(request):
+    made = MAPS[request.param]()
+    return made.double()
+
+
+def by_pairs(q, k, v, features, causal, keep=None) -> Tensor:
+    """The definition: all weights, materialized."""
+    k, v = (x.repeat_interleave(H // x.shape[1], 1) for x in (k, v))
+    weights = features.query(q) @ features.key(k).mT
+    if keep is not None:
+        weights = weights * keep[:, None, None]
+    if causal:
+        weights = weights.tril()
+    total = weights.sum(-1, keepdim=True)
+    return torch.where(total == 0, 0, weights @ v / torch.where(total == 0, 1, total))
+
+
+# ---- features ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 16, 37, 128])
+def test_causal_chunks_are_all_pairs_with_gradients(features, chunk):
+    q, k, v = tensors()
+    got, want = linear.attend(q, k, v, features=features, causal=True, chunk=chunk), by_pairs(q, k, v, features, True)
+    torch.testing.assert_close(got, want)
+    leaves = [q, k, v, *features.parameters()]
+    torch.testing.assert_close(torch.autograd.grad(got.cos().sum(), leaves), torch.autograd.grad(want.cos().sum(), leaves))
+
+
+def test_all_keys_are_all_pairs_in_any_order(features):
+    q, k, v = tensors()
+    got = linear.attend(q, k, v, features=features)
+    torch.testing.assert_close(got, by_pairs(q, k, v, features, False))
+    if not isinstance(features, linear.CosFormer):
+        order = torch.randperm(L)
+        torch.testing.assert_close(linear.attend(q, k[:, :, order], v[:, :, order], features=features), got)
+    leaves = [q, k, v, *features.parameters()]
+    assert all(g.isfinite().all() for g in torch.autograd.grad(got.sum(), leaves))
+
+
+@pytest.mark.parametrize("cuts", [range(1, L), [1], [20], [5, 6, 30]])
+def test_steps_and_parts_are_the_whole(features, cuts):
+    q, k, v = tensors()
+    whole = linear.attend(q, k, v, features=features, causal=True)
+    state, out = None, []
+    for start, end in zip([0, *cuts], [*cuts, L], strict=True):
+        some = slice(start, end)
+        value, state = linear.advance(q[:, :, some], k[:, :, some], v[:, :, some], state, features=features, chunk=8)
+        out.append(value)
+    torch.testing.assert_close(torch.cat(out, 2), whole)
+    assert state.position == L and state.sums.shape[-1] == 6
+    leaves = [q, k, v, *features.parameters()]
+    grads = torch.autograd.grad(torch.cat(out, 2).cos().sum(), leaves), torch.autograd.grad(whole.cos().sum(), leaves)
+    torch.testing.assert_close(*grads)
+
+
+def test_single_precision_loses_only_its_rounding(features):
+    q, k, v = (x.detach() for x in tensors())
+    single = [x.float() for x in (q, k, v)]
+    want = linear.attend(q, k, v, features=features, causal=True)
+    features = features.float()
+    for chunk in (1, 16, 64):
+        got = linear.attend(*single, features=features, causal=True, chunk=chunk)
+        torch.testing.assert_close(
+            got.double(), want, rtol=1e-3 if "trig" in getattr(features, "kind", "") else 2e-5, atol=2e-5
+        )
+    half = linear.attend(*(x.bfloat16() for x in (q, k, v)), features=features, causal=True)
+    assert half.dtype == torch.bfloat16
+    if getattr(features, "kind", "") != "trigonometric":  # whose weights may nearly cancel
+        assert (half.double() - want).abs().max() < 0.2
+
+
+def test_keys_that_are_not_real_weigh_nothing(features):
+    q, k, v = tensors()
+    keep = torch.rand(2, L) > 0.3
+    keep[:, 0] = True
+    for causal in (False, True):
+        got = linear.attend(q, k, v, features=features, causal=causal, keep=keep)
+        torch.testing.assert_close(got, by_pairs(q, k, v, features, causal, keep))
+    nothing = linear.attend(q, k, v, features=features, causal=True, keep=torch.zeros(L, dtype=torch.bool))
+    assert torch.equal(nothing, torch.zeros_like(nothing))
+
+
+def test_more_features_are_nearer_to_softmax():
+    q, k, v = (x.detach() for x in tensors(kv=H))
+    q, k, errors = q / 2, k / 2, []
+    for count in (64, 512, 4096):
+        by = linear.RandomFeatures(E, count).double()
+        errors.append(linear.error_against_exact(lambda *x, by=by: linear.attend(*x, features=by), q, k, v).relative)
+    assert errors[0] > 2 * errors[1] > 4 * errors[2] and errors[2] < 0.05
+    exact = linear.error_against_exact(sl.attend, q, k, v)
+    assert exact.relative == 0 and exact.explained == 1 and exact.cosine == pytest.approx(1)
+    assert "relative error 0.000" in str(exact)
+
+
+@pytest.mark.parametrize(("x", "y"), [((0.5, 0.2), (0.3, -0.1)), ((1.0, 0.0), (-0.8, 0.3)), ((0.4, 0.4), (0.3, 0.5))])
+@pytest.mark.parametrize("kind", ["positive", "trigonometric"])
+def test_the_variance_of_random_features_is_the_formulas(kind, x, y):
+    """Choromanski et al. 2021, Lemma 2, within 3 %, and the mean within its standard error; rows independent of each other."""
+    x, y = (torch.tensor(a, dtype=torch.float64) for a in (x, y))
+    m, draws = 4, 400_000
+    by = linear.RandomFeatures(2, m * draws, kind=kind, orthogonal=False, scale=1.0, seed=1).double()
+    products = by(x[None]) * by(y[None])
+    if kind == "trigonometric":
+        products = products[..., : m * draws] + products[..., m * draws :]
+    estimates = products.view(draws, m).sum(1) * draws
+    similarity = math.exp(x @ y)
+    if kind == "positive":
+        z = float((x + y).square().sum())
+        variance = math.exp(z) * similarity**2 * (1 - math.exp(-z)) / m
+    else:
+        z = float((x - y).square().sum())
+        variance = math.exp(float(x.square().sum() + y.square().sum())) * (1 - math.exp(-z)) ** 2 / (2 * m)
+    assert abs(float(estimates.mean()) - similarity) < 4 * math.sqrt(variance / draws)
+    assert float(estimates.var()) == pytest.approx(variance, rel=0.03)
+
+
+def test_orthogonal_features_vary_less():
+    x, y = torch.full((1, 16), 0.2, dtype=torch.float64), torch.full((1, 16), 0.15, dtype=torch.float64)
+    variances = []
+    for orthogonal in (False, True):
+        drawn = [linear.RandomFeatures(16, 16, orthogonal=orthogonal, scale=1.0, seed=s).double() for s in range(3000)]
+        variances.append(torch.stack([(by(x) * by(y)).sum() for by in drawn]).var())
+    assert variances[1] < 0.8 * variances[0]
+    w = linear.RandomFeatures(16, 40).w.double()
+    for rows in w.split(16):
+        apart = normalize(rows, dim=1) @ normalize(rows, dim=1).T
+        torch.testing.assert_close(apart, torch.eye(len(rows), dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_cosformer_weights_fall_with_distance():
+    x = torch.ones(1, 1, 40, 3)
+    by = linear.CosFormer(40)
+    weights = (by.query(x) @ by.key(x).mT)[0, 0]
+    apart = torch.arange(40)[:, None] - torch.arange(40)
+    torch.testing.assert_close(weights, 3 * torch.cos(math.pi / 2 * apart / 40), atol=1e-5, rtol=1e-5)
+
+
+# ---- recurrences -------------------------------------------------------------------------------------------------------
+
+
+def step_by_step(q, k, v, log_gate, rate, state):
+    out = []
+    for t in range(q.shape[2]):
+        if log_gate is not None:
+            state = state * log_gate[:, :, t, None, None].exp()
+        new = v[:, :, t]
+        if rate is not None:
+            new = rate[:, :, t, None] * (new - torch.einsum("bhe,bhev->bhv", k[:, :, t], state))
+        state = state + k[:, :, t, :, None] * new[:, :, None]
+        out.append(torch.einsum("bhe,bhev->bhv", q[:, :, t], state))
+    return torch.stack(out, 2), state
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 16, 64])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("delta", [False, True])
+def test_chunks_are_the_recurrence_with_gradients(delta, gated, chunk):
+    make = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, L, n, generator=make, dtype=torch.float64).requires_grad_() for n in (E, E, 5))
+    log_gate = (-3 * torch.rand(2, 3, L, generator=make).double()).requires_grad_() if gated else None
+    rate = torch.rand(2, 3, L, generator=make).double().requires_grad_() if delta else None
+    state = torch.randn(2, 3, E, 5, generator=make, dtype=torch.float64).requires_grad_()
+    keys = normalize(k, dim=-1)
+    got, after = linear.recur(q, keys, v, log_gate=log_gate, rate=rate, state=state, chunk=chunk)
+    want, want_after = step_by_step(q, keys, v, log_gate, rate, state)
+    torch.testing.assert_close((got, after), (want, want_after))
+    leaves = [x for x in (q, k, v, state, log_gate, rate) if x is not None]
+    torch.testing.assert_close(
+        torch.autograd.grad(got.cos().sum() + after.sin().sum(), leaves, retain_graph=True),
+        torch.autograd.grad(want.cos().sum() + want_after.sin().sum(), leaves),
+    )
+    first, middle = linear.recur(
+        *(x[:, :, :20] for x in (q, keys, v)),
+        log_gate=None if log_gate is None else log_gate[:, :, :20],
+        rate=None if rate is None else rate[:, :, :20],
+        state=state,
+    )
+    second, _ = linear.recur(
+        *(x[:, :, 20:] for x in (q, keys, v)),
+        log_gate=None if log_gate is None else log_gate[:, :, 20:],
+        rate=None if rate is None else rate[:, :, 20:],
+        state=middle,
+    )
+    torch.testing.assert_close(torch.cat([first, second], 2), want)
+    single = linear.recur(
+        *(None if x is None else x.float() for x in (q, keys, v)),
+        chunk=chunk,
+        **{name: None if x is None else x.float() for name, x in (("log_gate", log_gate), ("rate", rate), ("state", state))},
+    )[0]
+    torch.testing.assert_close(single.double(), want, rtol=1e-4, atol=1e-4)
+
+
+def test_strong_gates_do_not_overflow():
+    q, k, v = (torch.randn(1, 1, 100, 4) for _ in range(3))
+    out, state = linear.recur(q, k, v, log_gate=torch.full((1, 1, 100), -80.0))
+    torch.testing.assert_close(out, (q * k).sum(-1, keepdim=True) * v)
+    assert state.isfinite().all()
+
+
+def test_the_delta_rule_replaces_what_was_at_a_key():
+    """After a key was written again, its new value alone is read; a sum would give both."""
+    key = torch.eye(3, dtype=torch.float64)[None, None]
+    keys, values = torch.cat([key, key[:, :, :1]], 2), torch.tensor([[1.0], [2], [3], [9]], dtype=torch.float64)[None, None]
+    ones = torch.ones(1, 1, 4, dtype=torch.float64)
+    _, state = linear.recur(keys, keys, values, rate=ones)
+    assert (key @ state).flatten().tolist() == [9, 2, 3]
+    _, added = linear.recur(keys, keys, values)
+    assert (key @ added).flatten().tolist() == [10, 2, 3]
+
+
+WRONG = {
+    "features: expected a FeatureMap": lambda q, k, v: linear.attend(q, k, v, features=torch.relu),
+    "causal: expected as many keys as queries, 36, got 37": lambda q, k, v: linear.attend(q[:, :, 1:], k, v, causal=True),
+    "keep: expected a boolean tensor (…, 37), got torch.float64 (2, 37)": lambda q, k, v: linear.attend(
+        q, k, v, keep=torch.ones(2, 37, dtype=torch.float64)
+    ),
+    "chunk: expected at least 1, got 0": lambda q, k, v: linear.attend(q, k, v, causal=True, chunk=0),
+    "value: expected as many rows": lambda q, k, v: linear.attend(q, k, v[:, :, 1:]),
+    "CosFormer: expected at most 10 positions, got 37": lambda q, k, v: linear.attend(q, k, v, features=linear.CosFormer(10)),
+    "RandomFeatures: expected kind": lambda q, k, v: linear.RandomFeatures(8, kind="sine"),
+    "RandomFeatures: expected width of at least 1": lambda q, k, v: linear.RandomFeatures(0),
+    "recur: expected query and key (B, H, L, E)": lambda q, k, v: linear.recur(q, k, v),
+    "rate: expected shape (2, 2, 37), got (2, 37)": lambda q, k, v: linear.recur(k, k, v, rate=torch.ones(2, 37)),
+    "state: expected shape (2, 2, 8, 5)": lambda q, k, v: linear.recur(k, k, v, state=torch.ones(2, 2, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_mistakes_are_one_line(said):
+    with pytest.raises(sl.SoftlookupError) as error:
+        WRONG[said](*(x.detach() for x in tensors()))
+    assert str(error.value).startswith(said) and "\n" not in str(error.value)
