@@ -58,6 +58,9 @@ def test_an_index_that_never_was(make):  # noqa: F811
     assert table.verify() == []
     found = table.lookup(keys[:5], 0.02, tolerance=1e-2)
     assert torch.equal(found.value, want.value) and torch.equal(found.missed, want.missed)
+    table.index("cells", 10)
+    table.lookup(keys[:5], 0.02, tolerance=1e-2)
+    assert len(table._built) == 1  # what was built before is forgotten
     table.delete([399])
     after = table.lookup(keys[:5], 0.02, tolerance=1e-2)
     torch.testing.assert_close(after.value, table.lookup(keys[:5], 0.02).value, atol=0.1, rtol=0)
@@ -88,6 +91,15 @@ def test_a_create_that_was_killed(tmp_path):
     sqlite3.connect(other / "table.sqlite").execute("CREATE TABLE x (y)").connection.close()
     with pytest.raises(SoftlookupError, match="expected the database of a table in table.sqlite, found another"):
         SoftTable.open(other)
+
+
+def test_nothing_is_changed_inside_of_a_read(make):  # noqa: F811
+    table = make(K, V)
+    with table.reading():
+        with pytest.raises(SoftlookupError, match="expected changes outside of reading"):
+            table.add(K, V)
+        assert len(table) == 3
+    table.add(K, V)
 
 
 def test_an_interrupt_after_all_was_written_says_so(tmp_path):

@@ -124,11 +124,18 @@ class Ledger:
         """Whether a transaction is open."""
         return self._db.in_transaction
 
+    @property
+    def changing(self) -> bool:
+        """Whether it is one of changes, which may yet be undone."""
+        return self._writes
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """All of it or nothing; waits for another writer. Inside of another it is part of that."""
         with _told(self.name):
             inner = self._db.in_transaction
+            if inner and not self._writes:
+                raise SoftlookupError(f"{self.name}: expected changes outside of reading(), got one inside")
             begin, end, undo = _SAVEPOINT if inner else _TRANSACTION
             self._all(begin)
             self._writes = True

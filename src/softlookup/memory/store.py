@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import SoftlookupError
 from ..files import expanded, reason
 from .ledger import Ledger
-from .shards import KINDS, FileShards, Part, TensorShards
+from .shards import KINDS, FileShards, Part, TensorShards, sync_folder
 
 DATABASE = "table.sqlite"
 SHARD_BYTES = 2**28
@@ -81,6 +81,7 @@ class Store:
         except OSError as error:
             raise SoftlookupError(f"{path}: {reason(error)}") from error
         ledger = Ledger.create(path / DATABASE, key_width=key_width, value_width=value_width, shard_rows=rows)
+        sync_folder(path)
         return cls(ledger, FileShards(path, key_width, value_width, rows), path, True)
 
     @classmethod
@@ -226,7 +227,7 @@ class Store:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Read one and the same state of the table inside, whatever others write meanwhile."""
+        """Read one and the same state of the table inside, whatever others write meanwhile; nothing is to be changed inside."""
         with self._ledger.reading():
             self._read()
             yield

@@ -228,7 +228,7 @@ class SoftTable(Store):
 
     def _index(self, state: State, kind: str) -> Any:
         """What was built of that kind, if it was."""
-        if not self._ledger.busy:  # else the files of now may yet be undone
+        if not self._ledger.changing:  # else the files of now may yet be undone
             known = {(name, expected) for name, _, _, expected in state.files}
             self._built = {key: built for key, built in self._built.items() if key in known}
         for name, there, _, expected in state.files:
