@@ -88,8 +88,8 @@ def measure(
     """Weights (…, R, S) of scores s, and fields of an `Outcome` but for values and keys, each (…, R); differentiable.
 
     hidden: True where a key has no weight and counts for nothing, None where nowhere. among_first, far: what `sink_mass` and
-    `distance` sum over, broadcastable to s; argmax is a column. offset: (…, R, 1) where
-    it is known already; derivatives: how many times it can be differentiated, 1 or 2.
+    `distance` sum over, broadcastable to s; argmax is a column. offset: (…, R, 1) where it is known already. derivatives: how
+    many times it can be differentiated, 1 or 2.
     """
     shown = s.detach() if hidden is None else s.detach().masked_fill(hidden, -math.inf)
     count = (
