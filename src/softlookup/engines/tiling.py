@@ -22,7 +22,7 @@ from ..scores import Product
 from ..tile import Region, Tile
 
 CPU_SCORES = 2**19
-WHOLE_ROWS = 2**20
+WHOLE_ROWS = 2**19
 """Scores of a block where rows must be whole, as thresholds need them."""
 GPU_SCORES = 2**24
 PAIRWISE_FLOATS = 2**19
