@@ -263,3 +263,10 @@ def test_mistakes_are_one_line(said):
     with pytest.raises(sl.SoftlookupError) as error:
         WRONG[said](*(x.detach() for x in tensors()))
     assert str(error.value).startswith(said) and "\n" not in str(error.value)
+
+
+def test_long_sequences_go_in_parts(monkeypatch):
+    q, k, v = tensors()
+    want = linear.attend(q, k, v, causal=True)
+    monkeypatch.setattr("softlookup.linear.attention.AT_ONCE", 10)
+    torch.testing.assert_close(linear.attend(q, k, v, causal=True, keep=torch.ones(L, dtype=torch.bool)), want)

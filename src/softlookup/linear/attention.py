@@ -18,8 +18,12 @@ from ..errors import SoftlookupError
 from ..problem import flatten
 from .features import EluPlusOne, FeatureMap
 
-CHUNK = 128
+CHUNK = 64
 """Queries at a time: more compute more pairs, fewer make more steps."""
+
+
+AT_ONCE = 2048
+"""Queries whose chunks are computed together: what they make stays near the processor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +62,17 @@ def attend(
     q, k, v, shapes = flatten(query, key, value)
     assert v is not None
     if causal:
-        out = advance(q, k, v, None, features=features, keep=_kept(keep, shapes.lead, k), chunk=chunk)[0]
+        if q.shape[2] != k.shape[2]:
+            raise SoftlookupError(f"causal: expected as many keys as queries, {q.shape[2]}, got {k.shape[2]}")
+        real, state, parts = _kept(keep, shapes.lead, k), None, []
+        for start in range(0, q.shape[2], AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            here = None if real is None else real[:, some]
+            part, state = advance(
+                q[:, :, some], k[:, :, some], v[:, :, some], state, features=features, keep=here, chunk=chunk
+            )
+            parts.append(part)
+        out = torch.cat(parts, 2)
     else:
         of_query, of_key, pairs = _ready(q, k, v, features, _kept(keep, shapes.lead, k), 0)
         out = _averaged(of_query @ (of_key.mT @ pairs)).to(value.dtype)
