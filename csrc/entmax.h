@@ -53,20 +53,7 @@ inline void take_scores(float* scores, const uint8_t* bits, Span at, Weighed& al
         I best[GROUP];
         for (int g = 0; g < GROUP; ++g)
             m[g] = load(all.m + lane + g * LANES), best[g] = load(all.best + lane + g * LANES), n[g] = load(all.count + lane + g * LANES);
-        for (int64_t j = 0; j < at.keys; ++j) {
-            float* s = scores + j * ROW + lane;
-#pragma GCC unroll 4
-            for (int g = 0; g < GROUP; ++g) {
-                F x = load(s + g * LANES);
-                if (MASKED) {
-                    const I seen = visible(bits, j, lane + g * LANES);
-                    n[g] += seen ? splat(1.f) : F{};
-                    store(s + g * LANES, x = seen ? x : splat(-INF));
-                }
-                best[g] = x > m[g] ? splat((int32_t)(at.row + j)) : best[g];
-                m[g] = max(x, m[g]);
-            }
-        }
+        rise<MASKED, true>(scores, bits, at, lane, m, best, n);
         for (int g = 0; g < GROUP; ++g) {
             store(all.m + lane + g * LANES, m[g]), store(all.best + lane + g * LANES, best[g]);
             store(all.count + lane + g * LANES, MASKED ? n[g] : n[g] + (float)at.keys);

@@ -81,6 +81,26 @@ inline void in_groups(Span at, const Body& body) {
     for (; lane < at.lane1; lane += LANES) body(std::integral_constant<int, 1>{}, lane);
 }
 
+// Of GROUP vectors of queries from `lane` on, hidden scores become -inf, and the maximum m rises to theirs; best: its first key
+// (only where BEST); n: the number of visible keys (only where MASKED).
+template <bool MASKED, bool BEST, int GROUP>
+inline void rise(float* scores, const uint8_t* bits, Span at, int64_t lane, F (&m)[GROUP], I (&best)[GROUP], F (&n)[GROUP]) {
+    for (int64_t j = 0; j < at.keys; ++j) {
+        float* s = scores + j * ROW + lane;
+#pragma GCC unroll 4
+        for (int g = 0; g < GROUP; ++g) {
+            F x = load(s + g * LANES);
+            if (MASKED) {
+                I seen = visible(bits, j, lane + g * LANES);
+                n[g] += seen ? splat(1.f) : F{};
+                store(s + g * LANES, x = seen ? x : splat(-INF));
+            }
+            if (BEST) best[g] = x > m[g] ? splat((int32_t)(at.row + j)) : best[g];
+            m[g] = max(x, m[g]);
+        }
+    }
+}
+
 // The running maximum, its first key and the number of visible keys; hidden scores become -inf.
 template <bool MASKED, bool STATISTICS>
 void find_top(float* scores, const uint8_t* bits, Span at, Moments& all) {
@@ -89,20 +109,7 @@ void find_top(float* scores, const uint8_t* bits, Span at, Moments& all) {
         F m[GROUP], n[GROUP] = {};
         I best[GROUP];
         for (int g = 0; g < GROUP; ++g) m[g] = load(all.m + lane + g * LANES), best[g] = load(all.best + lane + g * LANES);
-        for (int64_t j = 0; j < at.keys; ++j) {
-            float* s = scores + j * ROW + lane;
-#pragma GCC unroll 4
-            for (int g = 0; g < GROUP; ++g) {
-                F x = load(s + g * LANES);
-                if (MASKED) {
-                    I seen = visible(bits, j, lane + g * LANES);
-                    n[g] += seen ? splat(1.f) : F{};
-                    store(s + g * LANES, x = seen ? x : splat(-INF));
-                }
-                if (STATISTICS) best[g] = x > m[g] ? splat((int32_t)(at.row + j)) : best[g];
-                m[g] = max(x, m[g]);
-            }
-        }
+        rise<MASKED, STATISTICS>(scores, bits, at, lane, m, best, n);
         for (int g = 0; g < GROUP; ++g) {
             const int64_t to = lane + g * LANES;
             F old = load(all.m + to), finite = MASKED ? (m[g] == splat(-INF) ? F{} : m[g]) : m[g];

@@ -16,7 +16,6 @@ def _settled():
 def cut_blocks(monkeypatch, scores: int) -> None:
     """Let the streaming engine hold no more than about `scores` scores at a time."""
     monkeypatch.setattr(tiling, "CPU_SCORES", scores)
-    monkeypatch.setattr(tiling, "WHOLE_ROWS", scores)
     monkeypatch.setattr(tiling, "PAIRWISE_FLOATS", scores * 5)
     if scores < 1000:
         original = tiling.Tiling._sizes

@@ -8,14 +8,14 @@ entropy is log T - (sum w log w) / T, sum p^2 is (sum w^2) / T^2, and so on, in 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import SoftlookupError
-from .summary import chosen
+from .summary import chosen, mapped
 
 _NEEDS = {
     "argmax": {"argmax"},
@@ -125,12 +125,7 @@ class Outcome:
 
     def map(self, function: Callable[[Tensor, int], Tensor]) -> Outcome:
         """With `function(tensor, trailing)` applied to each tensor; trailing is 1 for `average`, else 0."""
-        changed: dict[str, Any] = {}
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, Tensor):
-                changed[each.name] = function(value, int(each.name == "average"))
-        return replace(self, **changed)
+        return replace(self, **mapped(self, function))
 
     def shifted(self, shift: Tensor) -> Outcome:
         """With a constant of each query added to its logits."""

@@ -300,12 +300,18 @@ def merge_all(parts: Sequence[Summary]) -> Summary:
 
 def map_tensors(summary: Summary, function: Callable[[Tensor, int], Tensor]) -> Summary:
     """The summary with `function(tensor, trailing)` applied to each row tensor; trailing is 1 for `average`, else 0."""
-    changed: dict[str, Any] = {"derived": {name: function(x, 0) for name, x in summary.derived.items()}}
-    for each in fields(summary):
-        value = getattr(summary, each.name)
+    derived = {name: function(x, 0) for name, x in summary.derived.items()}
+    return replace(summary, **mapped(summary, function), derived=derived)
+
+
+def mapped(thing: Any, function: Callable[[Tensor, int], Tensor]) -> dict[str, Any]:
+    """Every field of a dataclass that is a tensor, with the function applied as `map_tensors` has it."""
+    changed: dict[str, Any] = {}
+    for each in fields(thing):
+        value = getattr(thing, each.name)
         if isinstance(value, Tensor) and each.name != "sink":
             changed[each.name] = function(value, int(each.name == "average"))
-    return replace(summary, **changed)
+    return changed
 
 
 def pick_rows(summary: Summary, rows: Tensor) -> Summary:

@@ -14,7 +14,7 @@ from ..problem import Problem
 from ..scores import AdditiveForm, LorentzDistance, Product, SoftCap
 from ..summary import DERIVED, Summary, source
 from . import library, native_entmax, streaming
-from .native_problem import Sums, done, lookup_of, readable
+from .native_problem import done, gradients, lookup_of
 from .node import ALWAYS, Readings, conclude, summarize
 
 name = "native"
@@ -124,8 +124,6 @@ def read_lookup(lookup: library.Lookup, few: bool, wanted: tuple[str, ...]) -> R
 
 def backward(problem: Problem, read: Readings, grads: Readings, few: bool = False) -> list[Tensor]:
     """Gradients of query, key, value (and key bias) from those of the readings; few: as the forward was."""
-    native, _ = library.load()
-    assert native is not None
     described = lookup_of(problem, few)
     if described is None:
         return streaming.backward(problem, read, grads)
@@ -136,19 +134,10 @@ def backward(problem: Problem, read: Readings, grads: Readings, few: bool = Fals
     planes |= {f"c{k}": c if k > 3 else c * share * (share if k == 3 else 1) for k, c in rows.c.items()}
     planes |= {name.removesuffix("_mass"): g * share for name, g in rows.grads.items()}
     shape = read["max_logit"].shape
-    planes = {name: x.reshape(shape).contiguous() for name, x in planes.items()}
-    average = grads.get("average")
-    average = None if average is None else readable(average)
-    upstream = library.Upstream(
-        library.Strided(None, 0, 0, 0) if average is None else library.Strided.of(average),
-        *(planes[name].data_ptr() if name in planes else None for name in library.COEFFICIENTS),
-    )
-    sums = Sums(problem, few)
-    run = native.sl_backward_few if few else native.sl_backward
-    if not done(run(ctypes.byref(lookup), ctypes.byref(upstream), ctypes.byref(sums.described()))):
-        return streaming.backward(problem, read, grads)
+    planes = {name: x.reshape(shape) for name, x in planes.items()}
+    found = gradients(problem, lookup, grads.get("average"), planes, few)
     del kept
-    return sums.gradients()
+    return streaming.backward(problem, read, grads) if found is None else found
 
 
 def received(problem: Problem, read: Readings) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..normalizers import Entmax
 from ..problem import Problem
 from . import library, whole_rows
-from .native_problem import Sums, done, lookup_of, readable
+from .native_problem import done, gradients, lookup_of
 from .node import Readings
 
 _RULES = {1.5: library.ENTMAX15, 2.0: library.SPARSEMAX}
@@ -18,7 +18,7 @@ _WHOLE = ("visible", "argmax", "support")
 
 
 def serves(problem: Problem) -> bool:
-    """Whether there is a kernel for the problem's normalizer, and for what is asked of it."""
+    """Whether there is a kernel for the problem's normalizer."""
     rule = problem.rule
     return isinstance(rule, Entmax) and not isinstance(rule.alpha, Tensor) and rule.alpha in _RULES
 
@@ -47,26 +47,20 @@ def forward(problem: Problem, slopes: bool = False) -> Readings:
 
 def backward(problem: Problem, read: Readings, grads: Readings) -> list[Tensor]:
     """Gradients of all of `problem.tensors()`: here where the value alone has one, else as `whole_rows.backward`."""
-    native, _ = library.load()
     described = _described(problem)
-    if native is None or described is None or set(grads) != {"average"} or "slopes" not in read:
+    if described is None or set(grads) != {"average"} or "slopes" not in read:
         return whole_rows.backward(problem, read, grads)
     lookup, kept = described
-    average = readable(grads["average"])
+    average = grads["average"]
     planes = {
         "max_logit": read["max_logit"],
         "inverse_z": torch.ones_like(read["offset"]),
-        "c0": -(average * read["slopes"]).sum(-1),
+        "c0": -(average.to(torch.float32) * read["slopes"]).sum(-1),
         "c1": read["offset"],
     }
-    planes = {name: x.contiguous() for name, x in planes.items()}
-    pointers = (planes[name].data_ptr() if name in planes else None for name in library.COEFFICIENTS)
-    upstream = library.Upstream(library.Strided.of(average), *pointers)
-    sums = Sums(problem, few=False)
-    if not done(native.sl_backward(ctypes.byref(lookup), ctypes.byref(upstream), ctypes.byref(sums.described()))):
-        return whole_rows.backward(problem, read, grads)
+    found = gradients(problem, lookup, average, planes, few=False)
     del kept
-    return sums.gradients()
+    return whole_rows.backward(problem, read, grads) if found is None else found
 
 
 def _described(problem: Problem) -> tuple[library.Lookup, tuple[object, ...]] | None:

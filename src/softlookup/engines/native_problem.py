@@ -26,6 +26,25 @@ def done(result: int) -> bool:
     return result == 0
 
 
+def gradients(
+    problem: Problem, lookup: library.Lookup, average: Tensor | None, planes: dict[str, Tensor], few: bool
+) -> list[Tensor] | None:
+    """Gradients of `problem.tensors()` by a backward kernel, None where something is not finite. average: that of the average;
+    planes: coefficients by their names in `library.COEFFICIENTS`, (B, H, L)."""
+    native, _ = library.load()
+    assert native is not None
+    planes = {name: x.contiguous() for name, x in planes.items()}
+    average = None if average is None else readable(average)
+    upstream = library.Upstream(
+        library.Strided(None, 0, 0, 0) if average is None else library.Strided.of(average),
+        *(planes[name].data_ptr() if name in planes else None for name in library.COEFFICIENTS),
+    )
+    sums = Sums(problem, few)
+    run = native.sl_backward_few if few else native.sl_backward
+    good = done(run(ctypes.byref(lookup), ctypes.byref(upstream), ctypes.byref(sums.described())))
+    return sums.gradients() if good else None
+
+
 class Sums:
     """Where the kernels sum gradients, and the gradients of `problem.tensors()` from those sums."""
 

@@ -143,8 +143,6 @@ def _among_first(problem: Problem, tile: Tile) -> Tensor:
 def _outcome(problem: Problem, tile: Tile) -> Outcome:
     s, visible = scores(problem, tile)
     w, read = _weighed(problem, tile, s, visible, problem.needs)
-    if "argmax" in read:
-        read["argmax"] = torch.where(read["argmax"] < 0, -1, read["argmax"] + tile.region.j0)
     if "received" in problem.needs:
         read["received"] = w.sum(-2)
     return Outcome(average=_averaged(problem, tile, w, visible), **read, dtype=problem.value.dtype)
@@ -157,7 +155,7 @@ def _weighed(
     assert problem.rule is not None
     parameters = tuple(p.to(s.dtype) for p in problem.parameters)
     first, far = lambda: _among_first(problem, tile), lambda: (tile.i - tile.j).abs()
-    return measure(problem.rule, parameters, s, ~visible, needs, first, far, derivatives=2)
+    return measure(problem.rule, parameters, s, ~visible, needs, first, far, tile.region.j0, derivatives=2)
 
 
 def received(problem: Problem) -> Tensor:

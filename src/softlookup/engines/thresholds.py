@@ -82,14 +82,15 @@ def measure(
     needs: frozenset[str],
     among_first: Callable[[], Tensor],
     far: Callable[[], Tensor],
+    position: int,
     offset: Tensor | None = None,
     derivatives: int = 1,
 ) -> tuple[Tensor, Sums]:
     """Weights (…, R, S) of scores s, and fields of an `Outcome` but for values and keys, each (…, R); differentiable.
 
     hidden: True where a key has no weight and counts for nothing, None where nowhere. among_first, far: what `sink_mass` and
-    `distance` sum over, broadcastable to s; argmax is a column. offset: (…, R, 1) where it is known already. derivatives: how
-    many times it can be differentiated, 1 or 2.
+    `distance` sum over, broadcastable to s. position: of the first key. offset: (…, R, 1) where it is known already.
+    derivatives: how many times it can be differentiated, 1 or 2.
     """
     shown = s.detach() if hidden is None else s.detach().masked_fill(hidden, -math.inf)
     count = (
@@ -122,7 +123,7 @@ def measure(
     n = count.clamp(min=1)
     seen = (lambda x: x) if hidden is None else (lambda x: x.masked_fill(hidden, 0))
     if "argmax" in needs:
-        read["argmax"] = best.masked_fill(none, -1)
+        read["argmax"] = (best + position).masked_fill(none, -1)
     if "logsumexp" in needs:
         inside = t if hidden is None else t.masked_fill(hidden & ~none, -math.inf)
         read["logsumexp"] = torch.where(none, -math.inf, base + inside.logsumexp(-1, keepdim=True))

@@ -22,8 +22,6 @@ from ..scores import Product
 from ..tile import Region, Tile
 
 CPU_SCORES = 2**19
-WHOLE_ROWS = 2**19
-"""Scores of a block where rows must be whole, as thresholds need them."""
 GPU_SCORES = 2**24
 PAIRWISE_FLOATS = 2**19
 SHORT = 384
@@ -112,7 +110,7 @@ class Tiling:
         self.kv_heads, self.keys = problem.key.shape[1], problem.key.shape[2]
         self.group = problem.group
         if isinstance(problem.form, Product):
-            self.budget = GPU_SCORES if self.device.type != "cpu" else CPU_SCORES if problem.rule is None else WHOLE_ROWS
+            self.budget = CPU_SCORES if self.device.type == "cpu" else GPU_SCORES
         else:  # every score has intermediate vectors as wide as a key
             self.budget = max(256, PAIRWISE_FLOATS // max(width, problem.key.shape[-1]))
         self.alike = is_relative(problem.mask) and isinstance(problem.place.queries, int)

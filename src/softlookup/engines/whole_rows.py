@@ -106,10 +106,7 @@ def _measured(
 
     hidden = None if block.visible is None else block.visible.hidden
     far = weighting.walk.far
-    w, read = measure(rule, tuple(parameters), s, hidden, needs, among_first, lambda: far(tile), offset)
-    if "argmax" in read:
-        read["argmax"] = torch.where(read["argmax"] < 0, -1, read["argmax"] + tile.region.j0)
-    return w, read
+    return measure(rule, tuple(parameters), s, hidden, needs, among_first, lambda: far(tile), tile.region.j0, offset)
 
 
 def _parameters(walk: Blocks, at: Queries, block: Block) -> list[Tensor]:

@@ -20,8 +20,6 @@ from .features import EluPlusOne, FeatureMap
 
 CHUNK = 64
 """Queries at a time: more compute more pairs, fewer make more steps."""
-
-
 AT_ONCE = 2048
 """Queries whose chunks are computed together: what they make stays near the processor."""
 
@@ -62,17 +60,7 @@ def attend(
     q, k, v, shapes = flatten(query, key, value)
     assert v is not None
     if causal:
-        if q.shape[2] != k.shape[2]:
-            raise SoftlookupError(f"causal: expected as many keys as queries, {q.shape[2]}, got {k.shape[2]}")
-        real, state, parts = _kept(keep, shapes.lead, k), None, []
-        for start in range(0, q.shape[2], AT_ONCE):
-            some = slice(start, start + AT_ONCE)
-            here = None if real is None else real[:, some]
-            part, state = advance(
-                q[:, :, some], k[:, :, some], v[:, :, some], state, features=features, keep=here, chunk=chunk
-            )
-            parts.append(part)
-        out = torch.cat(parts, 2)
+        out = advance(q, k, v, None, features=features, keep=_kept(keep, shapes.lead, k), chunk=chunk)[0]
     else:
         of_query, of_key, pairs = _ready(q, k, v, features, _kept(keep, shapes.lead, k), 0)
         out = _averaged(of_query @ (of_key.mT @ pairs)).to(value.dtype)
@@ -97,9 +85,19 @@ def advance(
         raise SoftlookupError(f"causal: expected as many keys as queries, {query.shape[-2]}, got {key.shape[-2]}")
     if chunk < 1:
         raise SoftlookupError(f"chunk: expected at least 1, got {chunk}")
+    if (length := query.shape[-2]) > AT_ONCE:
+        parts = []
+        for start in range(0, length, AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            here = None if keep is None else keep[:, some]
+            part, state = advance(
+                query[:, :, some], key[:, :, some], value[:, :, some], state, features=features, keep=here, chunk=chunk
+            )
+            parts.append(part)
+        assert state is not None
+        return torch.cat(parts, 2), state
     first = 0 if state is None else state.position
     of_query, of_key, pairs = _ready(query, key, value, features, keep, first)
-    length = query.shape[-2]
     before = of_query.new_zeros(*of_key.shape[:2], of_key.shape[-1], pairs.shape[-1]) if state is None else state.sums
     if before.shape != (*of_key.shape[:2], of_key.shape[-1], pairs.shape[-1]):
         want = (*of_key.shape[:2], of_key.shape[-1], pairs.shape[-1])

@@ -127,7 +127,7 @@ class SoftTable(Store):
             raise SoftlookupError(f"index: expected {' or '.join(map(repr, INDEXES))}, got {kind!r}")
         if cells is not None and (not isinstance(cells, int) or isinstance(cells, bool)):
             raise SoftlookupError(f"cells: expected a whole number, got {cells!r}")
-        if max(float(part.keys.detach().abs().max()) for part in state.parts) > FARTHEST:
+        if max(abs(float(end)) for part in state.parts for end in part.keys.detach().aminmax()) > FARTHEST:
             raise SoftlookupError(f"index: expected keys of numbers up to {FARTHEST:.0e}, whose squares FAISS can add up")
         built = INDEXES[kind].build(state, cells)
         content = built.to_bytes()

@@ -10,6 +10,14 @@ from torch import Tensor
 from ..errors import SoftlookupError
 
 
+def every_entry(name: str, x: Tensor, above: int) -> None:
+    """Raise `SoftlookupError` unless all are finite and larger than that."""
+    good = (x > above) & x.isfinite()
+    if not bool(good.all()):
+        got = float(x.detach()[~good][0])
+        raise SoftlookupError(f"{name}: expected every entry of the tensor > {above} and finite, got {got}")
+
+
 class Normalizer:
     """How scores become weights.
 
@@ -31,10 +39,7 @@ class Normalizer:
                     f"temperature: expected shape (), ({heads},) or one that broadcasts to {(batch, heads, queries)}, "
                     f"got {tuple(t.shape)}"
                 )
-            good = (t > 0) & t.isfinite()
-            if not bool(good.all()):
-                got = float(t.detach()[~good][0])
-                raise SoftlookupError(f"temperature: expected every entry of the tensor > 0 and finite, got {got}")
+            every_entry("temperature", t, 0)
         elif not isinstance(t, Real) or not 0 <= t < math.inf:
             raise SoftlookupError(f"temperature: expected a finite number >= 0, got {t!r}")
 

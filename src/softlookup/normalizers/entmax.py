@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SoftlookupError
+from .base import every_entry
 from .threshold import Threshold
 
 
@@ -30,10 +31,7 @@ class Entmax(Threshold):
         super().check(batch, heads, queries)
         alpha = self.alpha
         if isinstance(alpha, Tensor):
-            good = (alpha > 1) & alpha.isfinite()
-            if not bool(good.all()):
-                got = float(alpha.detach()[~good][0])
-                raise SoftlookupError(f"alpha: expected every entry of the tensor > 1 and finite, got {got}")
+            every_entry("alpha", alpha, 1)
         elif not isinstance(alpha, Real) or not 1 <= alpha < math.inf:
             raise SoftlookupError(f"alpha: expected a finite number >= 1, got {alpha!r}")
 
