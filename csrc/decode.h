@@ -13,8 +13,12 @@ namespace SL_ISA {
 constexpr int64_t CHUNK = 256;  // keys whose scores lie in cache from the product that makes them to the one that uses them up
 constexpr int64_t AHEAD = 96;   // keys that are fetched before they are needed; the chunk's values are fetched with its keys
 
+constexpr int64_t LARGE = 1 << 23;  // numbers of keys and values of a head beyond which no cache keeps them for the next lookup
+
+// ONCE: past the caches that keep what is read again.
+template <bool ONCE>
 inline void fetch(const float* row, int64_t width) {
-    for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(row + d);
+    for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(row + d, 0, ONCE ? 0 : 3);
 }
 
 inline float dot(const float* a, const float* b, int64_t width) {
@@ -41,7 +45,7 @@ inline bool decode_part(const sl_lookup& l, const sl_part& part, int64_t b, int6
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t d = 0; d < l.width; ++d) queries[r * l.width + d] = row_of(l.query, b, g * group + r / l.queries, r % l.queries)[d] * l.scale;
     if (!all_finite(queries, l.width, rows, l.width)) return false;
-    const bool adjusting = adjusts(l);
+    const bool adjusting = adjusts(l), once = l.keys * (l.width + l.value_width) > LARGE;
     sl_fold f = part.moments;
     f.scores = scores;
     for (int64_t key = key0; key < key1; key += CHUNK) {
@@ -56,7 +60,8 @@ inline bool decode_part(const sl_lookup& l, const sl_part& part, int64_t b, int6
             const uint8_t* seen = l.seen ? l.seen + b * l.seen_batch + h * l.seen_head + r % l.queries * l.seen_row + key : nullptr;
             for (int64_t j = 0; j < keys; ++j) {
                 const float *one = queries + r * l.width, *other = k + j * l.key.row;
-                if (r == 0) fetch(other + AHEAD * l.key.row, l.width), fetch(v + j * l.value.row, l.value_width);
+                if (r == 0 && once) fetch<true>(other + AHEAD * l.key.row, l.width), fetch<true>(v + j * l.value.row, l.value_width);
+                if (r == 0 && !once) fetch<false>(other + AHEAD * l.key.row, l.width), fetch<false>(v + j * l.value.row, l.value_width);
                 if (seen && !seen[j]) {
                     scores[r * keys + j] = 0;
                     continue;
