@@ -233,6 +233,35 @@ def test_entmax_goes_to_softmax_as_alpha_goes_to_1():
     assert all(b < a / 5 for a, b in zip(apart, apart[1:], strict=False)) and apart[-1] < 1e-5
 
 
+@pytest.mark.parametrize("a", [0.0, 1e-7, 1e-4, 1e-3, 1e-2, 0.2])
+def test_alpha_near_1_keeps_its_digits(a):
+    """Also its gradient, in float32; that at 1 is the limit of the others."""
+    found, inputs = [], tensors()
+    for dtype in (torch.float32, torch.float64):
+        q, k, v = (x.to(dtype) for x in inputs)
+        alpha = torch.full((q.shape[1],), 1 + a, dtype=torch.float32).to(dtype).requires_grad_()
+        value, stats = sl.attend(2 * q, k, v, normalizer=sl.Entmax(alpha), stats=["total_weight", "entropy"])
+        torch.testing.assert_close(stats.total_weight, torch.ones_like(stats.total_weight))
+        found.append((value, stats.entropy, torch.autograd.grad(value.square().sum(), alpha)[0]))
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=2e-5)
+    if a == 0:
+        h = 1e-4
+
+        def loss(alpha: float) -> Tensor:
+            return sl.attend(2 * q, k, v, normalizer=sl.Entmax(alpha)).square().sum((0, 2, 3))
+
+        slope = (4 * loss(1 + h) - 3 * loss(1.0) - loss(1 + 2 * h)) / (2 * h)
+        torch.testing.assert_close(found[1][2], slope, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [4.0, 7.0, 20.0])
+def test_weights_sum_to_1_however_steep(alpha):
+    q, k, v = (x.float() for x in tensors())
+    _, stats = sl.attend(q, k, v, normalizer=sl.Entmax(alpha), stats="total_weight")
+    torch.testing.assert_close(stats.total_weight, torch.ones_like(stats.total_weight))
+
+
 def test_the_larger_alpha_the_sparser():
     q, k, v = tensors()
     support = [sl.attend(q, k, v, normalizer=sl.Entmax(a), stats="support")[1].support for a in (1.0, 1.25, 1.5, 2.0, 3.0)]
@@ -318,6 +347,12 @@ def test_sigmoid_is_each_key_for_itself():
     torch.testing.assert_close(few, sl.attend(q.abs() * 50, key[:, :, :4], far[:, :, :4], normalizer=sl.Sigmoid(0.0)))
 
 
+def test_sigmoid_beside_a_huge_score():
+    q, k = torch.ones(1, 1), torch.tensor([[1e8], [0.3], [-0.2]])
+    weights = sl.operator.weights_of(q, k, k, score=sl.Dot(), normalizer=sl.Sigmoid(0.0))
+    torch.testing.assert_close(weights, torch.sigmoid(k).mT)
+
+
 def test_hard_is_retrieval_with_the_gradient_of_softmax(any_engine):
     q, k, v = (x.requires_grad_() for x in tensors())
     value, stats = sl.attend(q, k, v, mask=sl.Causal(), normalizer=sl.Hard(0.7), stats=True)
@@ -365,29 +400,46 @@ def test_what_is_hidden_has_no_effect_and_what_is_not_finite_spoils_its_rows(nam
         torch.testing.assert_close(spoiled[0][~bad], want[0][~bad])
         assert torch.equal(spoiled[2][0].isnan().any(-1), bad)
         if which < 2:
-            assert torch.equal(spoiled[1].entropy.isnan(), bad)
+            for each in ("entropy", "effective_keys", "jacobian_trace", "threshold"):
+                assert torch.equal(spoiled[1][each].isnan(), bad), each
+            assert (spoiled[1].argmax[bad] == -1).all()
 
 
 # ---- use -------------------------------------------------------------------------------------------------------------
+
+
+class Unsaid(sl.Threshold):
+    def __init__(self):
+        pass
+
+
+class Listed(Cauchy):
+    def parameters(self):
+        return (1.5,)
 
 
 def test_what_cannot_be_is_one_line():
     q, k, v = (torch.randn(1, 2, 3, 4) for _ in range(3))
     wrong = {
         "alpha: expected a finite number >= 1, got 0.5": sl.Entmax(0.5),
-        "alpha: expected every entry of the tensor > 1": sl.Entmax(torch.tensor(1.0)),
+        "alpha: expected every entry of the tensor >= 1 and finite, got 0.5": sl.Entmax(torch.tensor(0.5)),
         "Entmax: expected tensors of shape () or (2,), got (3,)": sl.Entmax(torch.full((3,), 1.5)),
         "temperature: expected > 0": sl.Sparsemax(temperature=0),
         "temperature: expected that of the softmax": sl.Hard(0),
         "bias: expected a finite number": sl.Sigmoid(math.nan),
+        "bias: expected every entry of the tensor finite, got nan": sl.Sigmoid(torch.tensor(math.nan)),
+        "Listed: expected tensors of shape () or (2,), got float": Listed(),
+        "Unsaid: expected a Threshold with reach(), got none": Unsaid(),
         "normalizer: expected a Normalizer, such as Softmax(), got the class Sparsemax itself": sl.Sparsemax,
     }
     for said, normalizer in wrong.items():
         with pytest.raises(sl.SoftlookupError) as error:
             sl.attend(q, k, v, normalizer=normalizer)
         assert str(error.value).startswith(said) and "\n" not in str(error.value)
-    with pytest.raises(sl.SoftlookupError, match="k: expected a number of keys"):
-        sl.TopK(0)
+    for few in (0, True, 2.0):
+        with pytest.raises(sl.SoftlookupError, match="TopK: expected k of at least 1"):
+            sl.TopK(few)
+    assert repr(sl.Hard(0.5)) == "Hard(temperature=0.5)"
     for act in (
         lambda: sl.lookup(q, k, v, normalizer=sl.Entmax()),
         lambda: sl.divergence((q, k), (k, q), normalizer=sl.Entmax()),

@@ -33,6 +33,7 @@ _NEEDS = {
     "sink_mass": {"sink_mass"},
     "distance": {"distance"},
     "support": {"support"},
+    "threshold": {"threshold"},
     "received": {"received"},
 }
 
@@ -46,7 +47,7 @@ def needed(names: Iterable[str]) -> frozenset[str]:
 class Outcome:
     """The weights w of each query by sums over its visible keys (shapes (…, H, L), fields None where nobody asked).
 
-    average: (…, H, L, Ev), sum w v; total: sum w; offset: threshold - max_logit; max_logit, visible: the statistics.
+    average: (…, H, L, Ev), sum w v; total: sum w; max_logit, visible: the statistics.
     With t = s - max_logit: log_weight: sum w log w; square: sum w^2; first: sum w t; spread: sum of w (t - mean)^2; sink_mass,
     distance: sums of w over the first keys, and of w |i - j|; received: (…, H, S) sum over queries of w. The others are the
     statistics of these names.
@@ -57,7 +58,6 @@ class Outcome:
     total: Tensor
     max_logit: Tensor
     visible: Tensor
-    offset: Tensor
     argmax: Tensor | None = None
     logsumexp: Tensor | None = None
     max_weight: Tensor | None = None
@@ -71,6 +71,7 @@ class Outcome:
     sink_mass: Tensor | None = None
     distance: Tensor | None = None
     support: Tensor | None = None
+    threshold: Tensor | None = None
     received: Tensor | None = None
     dtype: torch.dtype = torch.float32
 
@@ -83,8 +84,6 @@ class Outcome:
         """The statistic of this name."""
         chosen((name,))
         match name:
-            case "threshold":
-                return self.max_logit + self.offset
             case "total_weight":
                 return self.total
             case "sink_weight":
@@ -105,7 +104,7 @@ class Outcome:
                 return self._share(self._share(self._sum("square")))
             case "effective_keys":
                 square = self._sum("square")
-                return torch.where(square > 0, self.total.square() / torch.where(square > 0, square, 1), 0)
+                return torch.where(square == 0, 0, self.total.square() / torch.where(square == 0, 1, square))
         return self._sum(name)
 
     @property
@@ -132,11 +131,10 @@ class Outcome:
         constant = torch.where(self._some, shift, 0)
         still = constant.detach()
         gradient = constant - still  # 0: carries the gradient where the maximum, a constant to autograd, cannot
-        changed: dict[str, Any] = {name: getattr(self, name) for name in ("logit_mean", "logsumexp")}
+        changed: dict[str, Any] = {name: getattr(self, name) for name in ("logit_mean", "logsumexp", "threshold")}
         return replace(
             self,
             max_logit=self.max_logit + still,
-            offset=self.offset + gradient,
             first=None if self.first is None else self.first + self.total * gradient,
             **{name: x + constant for name, x in changed.items() if x is not None},
         )

@@ -42,6 +42,8 @@ def forward(problem: Problem, slopes: bool = False) -> Readings:
     if not done(native.sl_entmax(ctypes.byref(lookup), ctypes.byref(out))):
         return whole_rows.forward(problem)
     del kept
+    if "threshold" in problem.needs:
+        read["threshold"] = read["max_logit"] + read["offset"]
     return read
 
 

@@ -37,9 +37,9 @@ _SUMMARY = _Fields(
     tuple(name for name in (*DIFFERENTIABLE, *PLAIN) if name not in ("argmax", "logit_var", "entropy")),
 )
 _OUTCOME = _Fields(
-    ("average", "total", "max_logit", "visible", "offset"),
+    ("average", "total", "max_logit", "visible"),
     (
-        *("average", "total", "offset", "logsumexp", "log_weight", "square", "first", "spread", "logit_mean", "logit_var"),
+        *("average", "total", "threshold", "logsumexp", "log_weight", "square", "first", "spread", "logit_mean", "logit_var"),
         *("sink_mass", "distance", "received"),
     ),
     ("max_logit", "visible", "argmax", "max_weight", "jacobian_trace", "support"),

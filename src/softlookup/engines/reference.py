@@ -143,6 +143,7 @@ def _among_first(problem: Problem, tile: Tile) -> Tensor:
 def _outcome(problem: Problem, tile: Tile) -> Outcome:
     s, visible = scores(problem, tile)
     w, read = _weighed(problem, tile, s, visible, problem.needs)
+    del read["offset"]
     if "received" in problem.needs:
         read["received"] = w.sum(-2)
     return Outcome(average=_averaged(problem, tile, w, visible), **read, dtype=problem.value.dtype)

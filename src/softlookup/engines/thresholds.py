@@ -98,9 +98,8 @@ def measure(
     )
     m, best = shown.max(-1, keepdim=True)
     base = m.masked_fill(m == -math.inf, 0)
-    t = s - base
-    if hidden is not None:
-        t = t.masked_fill(hidden, 0)
+    seen = (lambda x: x) if hidden is None else (lambda x: x.masked_fill(hidden, 0))
+    t = seen(s - base)
     cut = rule.cut(shown)
     weighed = hidden if cut is None else shown < cut if hidden is None else hidden | (shown < cut)
     by = Weigher(rule, parameters, weighed)
@@ -112,18 +111,25 @@ def measure(
                 w = by.weights(t - rho)
                 u = by.slopes(t - rho, w).sum(-1, keepdim=True)
                 rho = rho + (w.sum(-1, keepdim=True) - 1) / torch.where(u == 0, 1, u)
+        above = t - rho
     else:
-        rho = rule.level(count) - base
-    w = by.weights(t - rho)
+        rho = rule.level(count)
+        above = seen(s) - rho  # not by way of the maximum, beside which scores that have weight too may be small
+    w = by.weights(above)
+    if rule.sums_to_one:  # but for what rounding has made of the threshold
+        total = w.sum(-1, keepdim=True)
+        w = w / torch.where(total == 0, 1, total)
     none = count == 0
     doubtful = ~m.isfinite() & ~none
     if doubtful.any():
         w = w.masked_fill(doubtful, math.nan)
     read: Sums = {"total": w.sum(-1), "max_logit": m, "visible": count.long(), "offset": rho}
     n = count.clamp(min=1)
-    seen = (lambda x: x) if hidden is None else (lambda x: x.masked_fill(hidden, 0))
+    if "threshold" in needs:
+        reported = rho + rule.edge(*parameters) + (base if rule.sums_to_one else 0)
+        read["threshold"] = reported.masked_fill(none, -math.inf).masked_fill(doubtful, math.nan)
     if "argmax" in needs:
-        read["argmax"] = (best + position).masked_fill(none, -1)
+        read["argmax"] = (best + position).masked_fill(none | doubtful, -1)
     if "logsumexp" in needs:
         inside = t if hidden is None else t.masked_fill(hidden & ~none, -math.inf)
         read["logsumexp"] = torch.where(none, -math.inf, base + inside.logsumexp(-1, keepdim=True))
@@ -146,7 +152,7 @@ def measure(
     if "distance" in needs:
         read["distance"] = (w * far()).sum(-1)
     if "jacobian_trace" in needs:
-        u = by.slopes((t - rho).detach(), w.detach())
+        u = by.slopes(above.detach(), w.detach()).masked_fill(doubtful, math.nan)
         total = u.sum(-1)
         read["jacobian_trace"] = total - (u.square().sum(-1) / torch.where(total == 0, 1, total) if rule.sums_to_one else 0)
     if needs & {"logit_mean", "logit_var"}:

@@ -80,7 +80,7 @@ def _empty(problem: Problem, walk: Blocks) -> Readings:
     """What queries read that see nothing."""
     like = problem.query.new_zeros(problem.query.shape[:3], dtype=walk.dtype)
     out = {name: torch.zeros_like(like) for name in ("total", "offset", *problem.needs)}
-    out |= {name: torch.full_like(like, -math.inf) for name in ("max_logit", *problem.needs & {"logsumexp"})}
+    out |= {name: torch.full_like(like, -math.inf) for name in ("max_logit", *problem.needs & {"logsumexp", "threshold"})}
     out |= {name: like.long() for name in ("visible", *problem.needs & {"support"})}
     out |= {name: torch.full_like(like, -1).long() for name in problem.needs & {"argmax"}}
     if "received" in problem.needs:

@@ -10,12 +10,12 @@ from torch import Tensor
 from ..errors import SoftlookupError
 
 
-def every_entry(name: str, x: Tensor, above: int) -> None:
-    """Raise `SoftlookupError` unless all are finite and larger than that."""
-    good = (x > above) & x.isfinite()
+def every_entry(name: str, x: Tensor, good: Tensor | bool = True, want: str = "") -> None:
+    """Raise `SoftlookupError` unless all are finite and good."""
+    good = good & x.isfinite()
     if not bool(good.all()):
-        got = float(x.detach()[~good][0])
-        raise SoftlookupError(f"{name}: expected every entry of the tensor > {above} and finite, got {got}")
+        want = f"{want} and finite" if want else "finite"
+        raise SoftlookupError(f"{name}: expected every entry of the tensor {want}, got {float(x.detach()[~good][0])}")
 
 
 class Normalizer:
@@ -25,7 +25,10 @@ class Normalizer:
     the final score, biases included.
     """
 
-    temperature: float | Tensor
+    temperature: float | Tensor = 1.0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={x!r}' for name, x in vars(self).items())})"
 
     def check(self, batch: int, heads: int, queries: int) -> None:
         """Raise `SoftlookupError` if it cannot be used for (B, H, L) rows."""
@@ -39,7 +42,7 @@ class Normalizer:
                     f"temperature: expected shape (), ({heads},) or one that broadcasts to {(batch, heads, queries)}, "
                     f"got {tuple(t.shape)}"
                 )
-            every_entry("temperature", t, 0)
+            every_entry("temperature", t, t > 0, "> 0")
         elif not isinstance(t, Real) or not 0 <= t < math.inf:
             raise SoftlookupError(f"temperature: expected a finite number >= 0, got {t!r}")
 

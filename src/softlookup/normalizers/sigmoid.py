@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SoftlookupError
+from .base import every_entry
 from .threshold import Threshold
 
 
@@ -27,7 +28,9 @@ class Sigmoid(Threshold):
 
     def check(self, batch: int, heads: int, queries: int) -> None:
         super().check(batch, heads, queries)
-        if not isinstance(self.bias, Tensor | None) and not (isinstance(self.bias, Real) and math.isfinite(self.bias)):
+        if isinstance(self.bias, Tensor):
+            every_entry("bias", self.bias)
+        elif self.bias is not None and not (isinstance(self.bias, Real) and math.isfinite(self.bias)):
             raise SoftlookupError(f"bias: expected a finite number or a tensor of shape () or ({heads},), got {self.bias!r}")
 
     def parameters(self) -> tuple[Tensor, ...]:

@@ -33,20 +33,17 @@ class Threshold(Normalizer):
     def __init__(self, temperature: float | Tensor = 1.0):
         self.temperature = temperature
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={x!r}' for name, x in vars(self).items())})"
-
     def parameters(self) -> tuple[Tensor, ...]:
         """Tensors () or (H,) that `weight` depends on; they get a gradient."""
         return ()
 
     def weight(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """Of scores above (below: negative) the threshold. parameters: as listed, broadcastable to x."""
-        raise NotImplementedError
+        raise SoftlookupError(f"{type(self).__name__}: expected a Threshold with weight(), got none")
 
     def reach(self, w: Tensor, *parameters: Tensor) -> Tensor:
         """The inverse of `weight`: how far above the threshold a score of weight w > 0 lies."""
-        raise NotImplementedError
+        raise SoftlookupError(f"{type(self).__name__}: expected a Threshold with reach(), got none")
 
     def slope(self, x: Tensor, w: Tensor, *parameters: Tensor) -> Tensor:
         """The derivative of `weight` at x, where it is w; by autograd unless a subclass knows it."""
@@ -59,6 +56,10 @@ class Threshold(Normalizer):
         """(…, 1) the score below which keys get no weight, whatever `weight` says, of scores (…, S), -inf where hidden."""
         return None
 
+    def edge(self, *parameters: Tensor) -> float | Tensor:
+        """How far above the threshold that is searched for the one lies which `threshold` reports."""
+        return 0
+
     def level(self, visible: Tensor) -> Tensor:
         """The threshold of queries that see so many keys, where weights need not sum to 1."""
         return torch.zeros_like(visible)
@@ -68,8 +69,8 @@ class Threshold(Normalizer):
         if not isinstance(self.temperature, Tensor) and self.temperature == 0:
             raise SoftlookupError("temperature: expected > 0 (at 0 all of them are Softmax(0)), got 0")
         for parameter in self.parameters():
-            if tuple(parameter.shape) not in {(), (heads,)}:
-                got = tuple(parameter.shape)
+            if not isinstance(parameter, Tensor) or tuple(parameter.shape) not in {(), (heads,)}:
+                got = tuple(parameter.shape) if isinstance(parameter, Tensor) else type(parameter).__name__
                 raise SoftlookupError(f"{type(self).__name__}: expected tensors of shape () or ({heads},), got {got}")
 
     def parameters_per_row(self) -> tuple[Tensor, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import SoftlookupError
+from ..errors import at_least_one
 from .threshold import Threshold
 
 
@@ -17,8 +17,7 @@ class TopK(Threshold):
 
     def __init__(self, k: int, temperature: float | Tensor = 1.0):
         super().__init__(temperature)
-        if not isinstance(k, int) or k < 1:
-            raise SoftlookupError(f"k: expected a number of keys of at least 1, got {k!r}")
+        at_least_one("TopK", k=k)
         self.k = k
 
     def weight(self, x: Tensor, *none: Tensor) -> Tensor:
