@@ -30,7 +30,7 @@ def leaf(draw, length: int, keys: int, offset: int) -> tuple[Mask, See]:
     """A mask, and its definition for one query and one key."""
     kinds = ["everything", "causal", "window", "dilated", "prefix", "lengths", "padding", "function", "dense", "float"]
     inside = 0 <= offset and offset + length <= keys
-    kinds += ["documents with query ids"] + ["documents"] * inside
+    kinds += ["blocks", "documents with query ids"] + ["documents"] * inside
     kind = draw(st.sampled_from(kinds))
     size = draw(st.integers(1, 6))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
@@ -67,6 +67,12 @@ def leaf(draw, length: int, keys: int, offset: int) -> tuple[Mask, See]:
                 mask = NotHidden(torch.zeros(shape).masked_fill(~seen, torch.finfo(torch.float32).min))
             whole = seen.expand(BATCH, HEADS, length, keys)
             return mask, lambda b, h, r, i, j: bool(whole[b, h, r, j])
+        case "blocks":
+            r, c = size, draw(st.integers(1, 4))
+            shape = [draw(st.sampled_from([1, n])) for n in (BATCH, HEADS)]
+            live = random(*shape, -(-length // r), -(-keys // c)).bool()
+            alike = live.expand(BATCH, HEADS, -1, -1)
+            return sl.sparse.Blocks(live, r, c), lambda b, h, row, i, j: bool(alike[b, h, row // r, j // c])
         case "documents":
             ids = random(BATCH, keys, below=3).sort(-1).values
             return sl.Documents(ids), lambda b, h, r, i, j: bool(ids[b, i] == ids[b, j])
@@ -126,6 +132,17 @@ def test_visible_cover_and_span_agree_with_the_definition(situation, data):
     cover = mask.cover(region)
     if cover is not Cover.PARTIAL:
         assert want.all() if cover is Cover.FULL else not want.any()
+    places = [(b, h, r, j) for b in range(b0, b1) for h in range(h0, h1) for r in range(length) for j in range(keys)]
+    whole = torch.tensor([sees(b, h, r, offset + r, j) for b, h, r, j in places]).view(b1 - b0, h1 - h0, length, keys)
+    step, wide = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    r, c = torch.arange(0, length, step)[:, None], torch.arange(0, keys, wide)[None]
+    r1, c1 = (r + step).clamp(max=length), (c + wide).clamp(max=keys)
+    grid = Region(b0, b1, h0, h1, r, r1, offset + r, offset + r1, c, c1)
+    some, every = (torch.as_tensor(x).expand(len(r), c.shape[1]) for x in mask.extent(grid))
+    for row in range(len(r)):
+        for column in range(c.shape[1]):
+            block = whole[:, :, r[row, 0] : r1[row, 0], c[0, column] : c1[0, column]]
+            assert (some[row, column] or not block.any()) and (not every[row, column] or block.all())
     lo, hi = mask.span(offset + row0, offset + row1)
     outside = [j for j in range(j0, j1) if not lo <= j < hi]
     assert not any(want[..., j - j0].any() for j in outside)

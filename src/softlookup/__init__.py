@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import remedies as remedies
     from . import seq2seq as seq2seq
     from . import smoothing as smoothing
+    from . import sparse as sparse
     from . import training as training
     from .biases import ALiBi as ALiBi
     from .biases import RelativeTable as RelativeTable
@@ -79,7 +80,7 @@ _NAMES = {
     "scores": "Additive Bilinear Cosine Dot Gaussian Hyperbolic Product ScaledDot Score",
     "summary": "CHEAP Stats Summary",
 }
-_MODULES = {"engines", "geometry", "linear", "memory", "nn", "remedies", "seq2seq", "smoothing", "training", "watching"}
+_MODULES = set("engines geometry linear memory nn remedies seq2seq smoothing sparse training watching".split())
 _MODULES |= {module.split(".")[0] for module in _NAMES}
 __all__, __getattr__ = loaded_on_use(__name__, _NAMES, _MODULES)  # noqa: PLE0605
 

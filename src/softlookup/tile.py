@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,20 +73,27 @@ class Tile:
         return block.reshape(r.b1 - r.b0, r.h1 - r.h0, *block.shape[2:])
 
 
+Bound = Any
+"""An int, or a tensor of many."""
+
+
 @dataclass(frozen=True)
 class Region:
-    """Half-open bounds of a block: batch entries, query heads, rows of the query tensor, query and key positions."""
+    """Half-open bounds of a block: batch entries, query heads, rows of the query tensor, query and key positions.
+
+    Of many blocks at once rows and positions are tensors (`Mask.extent`).
+    """
 
     b0: int
     b1: int
     h0: int
     h1: int
-    row0: int
-    row1: int
-    i0: int
-    i1: int
-    j0: int
-    j1: int
+    row0: Bound
+    row1: Bound
+    i0: Bound
+    i1: Bound
+    j0: Bound
+    j1: Bound
 
     def cut(self, tensor: Tensor) -> Tensor:
         """The block's part of a tensor broadcastable to (B, H, L, S): a view, dimensions of size 1 kept at 1."""

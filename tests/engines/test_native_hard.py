@@ -61,8 +61,8 @@ class EverySecond(sl.Causal):
     def visible(self, tile):
         return super().visible(tile) & (tile.j % 2 == 0)
 
-    def cover(self, region):
-        return sl.masks.Cover.PARTIAL
+    def extent(self, region):
+        return True, False
 
 
 def test_masks_and_biases_of_ones_own():
@@ -157,8 +157,8 @@ def test_a_mask_that_changes_a_mask_of_ours_is_a_mask_of_its_own(combine):
         def visible(self, tile):
             return super().visible(tile) & (tile.j % self.n == 0)
 
-        def cover(self, region):
-            return sl.masks.Cover.PARTIAL
+        def extent(self, region):
+            return True, False
 
     q = torch.randn(1, 2, 700, 8)
     for n in (2, 3, 5):

@@ -16,10 +16,7 @@ from ..tile import Region, Tile
 from .library import KEYS, QUERIES
 
 AT_ONCE = 16
-"""Blocks that a mask is asked about in one go, where asking block by block would mostly be Python."""
-
-Entry = tuple[int, int]
-"""A block of keys and the index of its bits, -1 where all of it is visible."""
+"""Blocks that a mask is asked for its pairs of in one go, where asking block by block would mostly be Python."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,18 +101,13 @@ def _lists(ask: _Question) -> BlockLists:
     one_by_one = np.arange(batch * heads).reshape(batch, heads)
     per_batch = one_by_one // heads if by_batch > 1 else np.zeros_like(one_by_one)
     pattern = per_batch * by_head + (one_by_one % heads if by_head > 1 else 0)
-    starts = [0]
-    entries: list[Entry] = []
-    for b in range(by_batch):
-        for h in range(by_head):
-            for panel in range(panels):
-                entries.extend(walk.panel(b, h, panel))
-                starts.append(len(entries))
+    found = [some for b in range(by_batch) for h in range(by_head) for some in walk.entries(b, h)]
+    counts, block, bits_of = (np.concatenate(x) for x in zip(*found, strict=True))
     return BlockLists(
         pattern.reshape(-1).astype(np.int32),
-        np.array(starts, np.int64),
-        np.array([block for block, _ in entries], np.int32),
-        np.array([bits for _, bits in entries], np.int32),
+        np.concatenate([[0], counts.cumsum()]).astype(np.int64),
+        block.astype(np.int32),
+        bits_of,
         np.stack(walk.bits) if walk.bits else np.zeros(1, np.uint8),
     )
 
@@ -171,15 +163,20 @@ def _whole(ask: _Question) -> Region:
     return Region(0, ask.batch, 0, ask.heads, 0, ask.length, ask.first, last, ask.key_offset, keys)
 
 
+FULL, PARTIAL, HIDDEN = -1, -2, -3
+PANELS = 64
+"""Panels whose blocks a mask is asked about at once."""
+
+
 class _Walk:
-    """Asks the mask about ever smaller regions, down to one panel and one block of keys."""
+    """Asks the mask about many blocks at once, and for the pairs of those that it leaves in part."""
 
     def __init__(self, ask: _Question):
         self.mask, self.batch, self.heads, self.length = ask.mask, ask.batch, ask.heads, ask.length
         self.keys, self.key_offset, self.first = ask.keys, ask.key_offset, ask.first
         self.positions = torch.arange(self.first, self.first + self.length)
         self.alike = is_relative(self.mask)
-        self.known: dict[tuple[int, int, int], int | None] = {}
+        self.known: dict[tuple[int, int, int], list[int]] = {}
         self.bits: list[np.ndarray] = []
 
     def varies(self) -> tuple[int, int]:
@@ -189,38 +186,39 @@ class _Walk:
         shape = (1,) * (4 - seen.ndim) + tuple(seen.shape)
         return shape[0], shape[1]
 
-    def panel(self, b: int, h: int, panel: int) -> Iterator[Entry]:
-        """The blocks of keys that a panel of queries sees anything of, ascending."""
-        row0, row1 = panel * QUERIES, min((panel + 1) * QUERIES, self.length)
-        i0, i1 = self.first + row0, self.first + row1
-        lo, hi = self.mask.span(i0, i1)
-        start = self.key_offset
-        lo, hi = int(max(lo - start, 0)), int(min(hi - start, self.keys))
-        if lo < hi:
-            yield from self._split(Region(b, b + 1, h, h + 1, row0, row1, i0, i1, 0, 0), lo // KEYS, -(-hi // KEYS))
+    def entries(self, b: int, h: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """For some panels after the other: how many blocks each sees anything of, these blocks, and the index of the bits of
+        each, FULL where all of it is visible."""
+        for first in range(0, self.length, PANELS * QUERIES):
+            row0 = torch.arange(first, min(first + PANELS * QUERIES, self.length), QUERIES)[:, None]
+            row1 = (row0 + QUERIES).clamp(max=self.length)
+            lo, hi = self.mask.span(self.first + int(row0[0]), self.first + int(row1[-1]))
+            block0 = int(max(lo - self.key_offset, 0)) // KEYS
+            key0 = torch.arange(block0 * KEYS, max(block0 * KEYS, int(min(hi - self.key_offset, self.keys))), KEYS)
+            key1 = (key0 + KEYS).clamp(max=self.keys)
+            i0, i1, j0, j1 = self.first + row0, self.first + row1, self.key_offset + key0[None], self.key_offset + key1[None]
+            out = self._looked_at(Region(b, b + 1, h, h + 1, row0, row1, i0, i1, j0, j1))
+            panel, block = (out != HIDDEN).nonzero()
+            yield np.bincount(panel, minlength=len(out)), block0 + block, out[panel, block]
 
-    def _split(self, rows: Region, block0: int, block1: int) -> Iterator[Entry]:
-        j0, j1 = self.key_offset + block0 * KEYS, self.key_offset + min(block1 * KEYS, self.keys)
-        region = Region(rows.b0, rows.b1, rows.h0, rows.h1, rows.row0, rows.row1, rows.i0, rows.i1, j0, j1)
-        kind = region.i0 - j0, region.i1 - region.i0, j1 - j0
-        if block1 - block0 == 1 and self.alike and kind in self.known:
-            bits = self.known[kind]  # blocks along a diagonal share theirs
-            if bits is not None:
-                yield block0, bits
-            return
-        cover = self.mask.cover(region)
-        if cover is Cover.PARTIAL and block1 - block0 > (1 if self.alike else AT_ONCE):
-            middle = (block0 + block1) // 2
-            yield from self._split(rows, block0, middle)
-            yield from self._split(rows, middle, block1)
-            return
-        found = self._look(region) if cover is Cover.PARTIAL else [None if cover is Cover.EMPTY else -1] * (block1 - block0)
-        if block1 - block0 == 1:
-            self.known[kind] = found[0]
-        yield from ((block0 + n, bits) for n, bits in enumerate(found) if bits is not None)
+    def _looked_at(self, grid: Region) -> np.ndarray:
+        """(panels, blocks) int32: the index of the block's bits, FULL where all is visible, HIDDEN where nothing is."""
+        some, every = (torch.as_tensor(x).expand(len(grid.i0), grid.j0.shape[1]) for x in self.mask.extent(grid))
+        out = torch.where(some, torch.where(every, FULL, PARTIAL), HIDDEN).to(torch.int32).numpy()
+        rows0, rows1, keys0, keys1 = (x.flatten().tolist() for x in (grid.row0, grid.row1, grid.j0, grid.j1))
+        for panel, blocks in enumerate(out):
+            for run in runs((blocks == PARTIAL).nonzero()[0], 1 if self.alike else AT_ONCE):
+                rows, columns = (rows0[panel], rows1[panel]), (keys0[run[0]], keys1[run[-1]])
+                kind = rows[0] + self.first - columns[0], rows[1] - rows[0], columns[1] - columns[0]
+                found = self.known.get(kind) if self.alike else None  # blocks along a diagonal share theirs
+                if found is None:
+                    places = *rows, self.first + rows[0], self.first + rows[1], *columns
+                    found = self.known[kind] = self._look(Region(grid.b0, grid.b1, grid.h0, grid.h1, *places))
+                blocks[run] = found
+        return out
 
-    def _look(self, region: Region) -> list[int | None]:
-        """For each block of a region the index of its bits, -1 where all is visible, None where nothing is."""
+    def _look(self, region: Region) -> list[int]:
+        """For each block of a region the index of its bits, FULL or HIDDEN."""
         size = region.row1 - region.row0, region.j1 - region.j0
         seen = self.mask.visible(Tile(region, self.positions[region.row0 : region.row1], 1))
         seen = seen[(None,) * (4 - seen.ndim)][0, 0].expand(size).cpu()
@@ -230,9 +228,17 @@ class _Walk:
         blocks = full.reshape(count, KEYS, QUERIES)
         pairs = np.minimum(KEYS, size[1] - KEYS * np.arange(count)) * size[0]
         visible = blocks.sum((1, 2), dtype=np.int64)
-        found: list[int | None] = []
+        found = []
         for block, some, every in zip(blocks, visible, pairs, strict=True):
-            found.append(None if some == 0 else -1 if some == every else len(self.bits))
+            found.append(HIDDEN if some == 0 else FULL if some == every else len(self.bits))
             if 0 < some < every:
                 self.bits.append(np.packbits(block, axis=1, bitorder="little"))
         return found
+
+
+def runs(numbers: np.ndarray, most: int) -> list[np.ndarray]:
+    """Ascending numbers in runs without a gap, each of at most so many."""
+    if not len(numbers):
+        return []
+    together = np.split(numbers, (np.diff(numbers) != 1).nonzero()[0] + 1)
+    return [run[at : at + most] for run in together for at in range(0, len(run), most)]
