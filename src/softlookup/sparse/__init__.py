@@ -7,3 +7,5 @@ from .bounds import missed as missed
 from .bounds import top_blocks as top_blocks
 from .patterns import big_bird as big_bird
 from .patterns import strided as strided
+from .routing import k_means as k_means
+from .routing import route as route

@@ -1,0 +1,132 @@
+"""Attention within clusters: queries read the keys that k-means puts together with them (Roy et al. 2021, Routing Transformer).
+
+Centres c are found among the directions of the keys, for each head, by spherical k-means; a query or key belongs to the one of
+largest c . x / |x|. Queries and keys are sorted by cluster, so that pairs of different clusters are whole blocks, which engines
+skip; results are put back in order. Unlike the paper's, clusters are as large as they are, and every key is in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .. import operator
+from ..errors import SoftlookupError, at_least_one
+from ..masks import Documents, Extent, Mask, content, extremes
+from ..problem import flatten
+from ..summary import Stats
+from ..tile import Region, Tile
+
+STEPS = 10
+"""Of k-means."""
+
+
+@overload
+def route(
+    query: Tensor, key: Tensor, value: Tensor, *, clusters: int, causal: bool = ..., seed: int = ..., stats: Literal[None] = ...
+) -> Tensor: ...
+@overload
+def route(
+    query: Tensor, key: Tensor, value: Tensor, *, clusters: int, causal: bool = ..., seed: int = ..., stats: tuple[str, ...]
+) -> tuple[Tensor, Stats]: ...
+def route(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    clusters: int,
+    causal: bool = False,
+    seed: int = 0,
+    stats: tuple[str, ...] | None = None,
+) -> Tensor | tuple[Tensor, Stats]:
+    """Scaled dot-product attention of each query to the keys of its own cluster.
+
+    Args:
+        query: (…, H, L, E). key: (…, Hkv, S, E). value: (…, Hkv, S, Ev).
+        clusters: of each head. The cost is that of all pairs over their number where they are of one size.
+        causal: a query sees no keys after it, and as always none of other clusters, which its own may be; L and S are equal.
+        seed: the key that k-means begins with.
+        stats: names of statistics of the keys that were read; those of position (`distance`, `sink_mass`, `argmax`, `received`)
+            are not among them.
+
+    Returns:
+        (…, H, L, Ev), 0 for a query that sees no key of its cluster, and statistics if any are named.
+    """
+    at_least_one("route", clusters=clusters)
+    q, k, v, shapes = flatten(query, key, value)
+    assert v is not None
+    (batch, heads, length, _), total = q.shape, k.shape[2]
+    if causal and length != total:
+        raise SoftlookupError(f"causal: expected as many keys as queries, {length}, got {total}")
+    if of_position := {*(stats or ())} & {"distance", "sink_mass", "argmax", "received"}:
+        raise SoftlookupError(f"route: expected statistics that do not tell positions, got {', '.join(sorted(of_position))}")
+    k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    centres = k_means(k, clusters, seed)
+    (ids, order), (key_ids, key_order) = (_sorted(x, centres) for x in (q, k))
+    mask: Mask = Documents(key_ids, ids)
+    if causal:
+        mask = mask & _Before(key_order, order)
+    q, k, v = (_picked(x, at)[:, None] for x, at in ((q, order), (k, key_order), (v, key_order)))
+    back = order.argsort(-1)
+    found, read = operator.attend(q, k, v, mask=mask, stats=stats or ())
+    out = shapes.restore(_picked(found[:, 0], back).unflatten(0, (batch, heads)))
+    if stats is None:
+        return out
+    return out, Stats({n: shapes.restore(read[n][:, 0].gather(-1, back).unflatten(0, (batch, heads))) for n in stats})
+
+
+@torch.no_grad()
+def k_means(points: Tensor, clusters: int, seed: int = 0) -> Tensor:
+    """(N, C, E) directions among points (N, S, E), by spherical k-means; at most S.
+
+    It begins with a point that the seed says, and with those that are furthest from all before them (Gonzalez 1985)."""
+    points = normalize(points if points.dtype == torch.float64 else points.float(), dim=-1)
+    at = torch.full_like(points[:, 0, 0], seed % points.shape[1], dtype=torch.int64)
+    first, nearest = [], torch.full_like(points[..., 0], -2)
+    for _ in range(min(clusters, points.shape[1])):
+        first.append(_picked(points, at[:, None]))
+        nearest = torch.maximum(nearest, (points @ first[-1].mT)[..., 0])
+        at = nearest.argmin(-1)
+    centres = torch.cat(first, 1)
+    for _ in range(STEPS):
+        own = (points @ centres.mT).argmax(-1, keepdim=True).expand_as(points)
+        sums = torch.zeros_like(centres).scatter_add_(1, own, points)
+        centres = torch.where(sums.any(-1, keepdim=True), normalize(sums, dim=-1), centres)
+    return centres
+
+
+@torch.no_grad()
+def _sorted(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """The clusters (N, S) of vectors (N, S, E), ascending, and the places (N, S) of the vectors in that order."""
+    sorted_by = (x.to(centres.dtype) @ centres.mT).argmax(-1).sort(stable=True, dim=-1)
+    return sorted_by.values, sorted_by.indices
+
+
+def _picked(x: Tensor, at: Tensor) -> Tensor:
+    return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
+
+
+class _Before(Mask):
+    """A query sees keys that stood before it, or where it stood: places (B, S) of keys and (B, L) of queries by row."""
+
+    def __init__(self, keys: Tensor, queries: Tensor):
+        self.keys, self.queries = keys, queries
+
+    def key(self) -> Hashable:
+        return type(self), content(self.keys), content(self.queries)
+
+    def visible(self, tile: Tile) -> Tensor:
+        return self.keys[tile.batch, tile.j] <= self.queries[tile.batch, tile.rows[:, None]]
+
+    def extent(self, region: Region) -> Extent:
+        k0, k1 = extremes(self.keys[region.b0 : region.b1], region.j0, region.j1)
+        q0, q1 = extremes(self.queries[region.b0 : region.b1], region.row0, region.row1)
+        return (k0 <= q1).any(0), (k1 <= q0).all(0)
+
+    def differs_in_batch(self) -> bool:
+        return True
