@@ -111,7 +111,7 @@ def test_gradients_statistics_and_shapes():
 def test_long_inputs_are_looked_at_in_parts(monkeypatch):
     q, key, _ = clusters(500, 8, 5, heads=4)
     want = sparse.top_blocks(q, key, tolerance=0.01, causal=True, rows=16, keys=16).live
-    monkeypatch.setattr(sparse.bounds, "AT_ONCE", 1)
+    monkeypatch.setattr(sparse.boxes, "AT_ONCE", 1)
     assert torch.equal(sparse.top_blocks(q, key, tolerance=0.01, causal=True, rows=16, keys=16).live, want)
 
 
