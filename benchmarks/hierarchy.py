@@ -36,7 +36,7 @@ import softlookup as sl
 from softlookup.manifolds import Distance, Euclidean, Lorentz, Manifold, Sphere
 
 PACKAGES = ("concurrent", "http", "json", "logging", "urllib")
-WIDTHS, RATES = (2, 4, 8), (0.01, 0.03, 0.1)
+WIDTHS, RATES = (2, 4, 8), (0.01, 0.03, 0.1, 0.3)
 SCORES = ("dot", "flat", "sphere", "hyperbolic")
 
 
@@ -164,7 +164,7 @@ def main() -> None:
     print("width  score         rate   average precision       parent first            curvature")
     for width, kind, rate, found, model in compared(steps, WIDTHS, RATES, said.seeds, said.steps):
         cells = [f"{sum(x) / len(x):.3f} ({min(x):.3f} to {max(x):.3f})" for x in zip(*found, strict=True)]
-        curvature = f"{float(model.log_c.exp()):.2f}" if kind == "hyperbolic" else ""
+        curvature = f"{model.log_c.exp().item():.2f}" if kind == "hyperbolic" else ""
         print(f"{width:5d}  {kind:12s}{rate:6.2f}   {'   '.join(cells)}   {curvature}", flush=True)
     print(f"{time.perf_counter() - start:.0f} s")
 

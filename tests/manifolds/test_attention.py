@@ -167,6 +167,29 @@ def test_values_may_be_of_another_geometry():
     torch.testing.assert_close(got.norm(dim=-1), torch.ones(2, H, L).double())
 
 
+class Stretched(Manifold):
+    """A geometry of one's own: flat, one unit of length for each coordinate."""
+
+    def __init__(self, lengths: Tensor):
+        self.lengths = lengths
+
+    def squared(self, x, y):
+        return ((x - y) / self.lengths).square().sum(-1)
+
+    def lift(self, x):
+        return Euclidean().lift(x / self.lengths)
+
+    def project(self, sums):
+        return Euclidean().project(sums) * self.lengths
+
+
+def test_a_geometry_of_ones_own(any_engine):
+    (q, k, v), lengths = tangents(), torch.rand(D, dtype=torch.float64) + 0.5
+    got = manifolds.attend(q, k, v, manifold=Stretched(lengths))
+    want = manifolds.attend(q / lengths, k / lengths, v / lengths, manifold=Euclidean()) * lengths
+    torch.testing.assert_close(got, want)
+
+
 def attend(manifold, q=0.1, k=0.1, v=0.1, width=D, **more):
     """With good points, every coordinate of which is a number, save for what is replaced."""
     shapes = (2, H, L, D), (2, KV, S, width), (2, KV, S, D)

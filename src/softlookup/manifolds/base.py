@@ -14,7 +14,7 @@ from ..scores import Product as ProductForm
 
 
 class Manifold:
-    """A geometry. One of your own has `point`, `squared`, `lift` and `project`; `pull` too where it has a Fréchet mean.
+    """A geometry. One of your own has `squared`, `lift` and `project`; `point` and `pull` where they are wanted.
 
     Points are (…, H, N, n), n their coordinates; d are the dimensions that they have, and m the coordinates of sums.
     """
