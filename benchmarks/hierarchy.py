@@ -12,10 +12,10 @@ and b learned everywhere. A width is a number of dimensions; points of a sphere 
 in the same order, and of the same learning rates each has, for each width, the one of the least loss in the mean of seeds.
 
 Told are, in means over seeds with their range: the mean average precision of ancestors in the order of scores (Nickel & Kiela
-2017, sec. 4.1), and how often the highest score is the parent's.
+2017), and how often the highest score is the parent's.
 
 The prediction, before the first run, from Nickel & Kiela 2017 (table 1: at 5 dimensions 0.823 beside 0.024 flat on WordNet's
-nouns, at 200 still 0.87 beside 0.168) and Gulcehre et al. 2019 (sec. 4: gains at small widths, none at large ones): hyperbolic
+nouns, at 200 still 0.87 beside 0.168) and Gulcehre et al. 2019 (gains where capacity is low): hyperbolic
 is first at width 2, by 0.1 or more in precision before flat; flat is before sphere and dot there; the gain is smaller at width
 4 and below 0.02 at width 8.
 """

@@ -132,7 +132,7 @@ def moved(manifold: Manifold, x: Tensor) -> Tensor:
             return x @ rotation(x.shape[-1])
         case Euclidean():
             return x @ rotation(x.shape[-1]) + torch.arange(x.shape[-1])
-        case Poincare(curvature=c):  # Möbius addition a + x (Ganea et al. 2018, eq. 4)
+        case Poincare(curvature=c):  # Möbius addition a + x (Ganea et al. 2018)
             x = x @ rotation(x.shape[-1])
             a = torch.full_like(x, 0.3)
             ax, aa, xx = ((s * t).sum(-1, keepdim=True) for s, t in ((a, x), (a, a), (x, x)))

@@ -26,7 +26,7 @@ def attend(
     power: int = 1,
     **options: Any,
 ) -> Any:
-    """Points' midpoints by weights softmax(-d(q, k)^power) (Gulcehre et al. 2019, eqs. 2 and 3).
+    """Points' midpoints by weights softmax(-d(q, k)^power) (Gulcehre et al. 2019).
 
     Values are lifted, averaged by `sl.attend` and projected: memory is O(n), and every mask, normalizer and statistic works.
     Weights count beside each other, so that a sink moves no point; where nothing is visible there is the origin.

@@ -62,7 +62,7 @@ class Manifold:
         """The point of least sum_j w_j d(m, x_j)^2, arguments and result as of `midpoint`, all pairs in memory.
 
         The midpoint by weights w_j pull(d^2), again and again: where it stays, sum_j w_j log_m(x_j) = 0. In hyperbolic spaces
-        each step is that of Lou et al. 2020 (Algorithm 2) and lowers the sum; on a sphere points must not be far apart.
+        each step is that of Lou et al. 2020 and lowers the sum; on a sphere points must not be far apart.
         """
         weights = _alike(x) if weights is None else weights
         mean = self.midpoint(x, weights)

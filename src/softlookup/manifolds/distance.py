@@ -12,7 +12,7 @@ from .base import Manifold, root
 
 
 class Distance(Score):
-    """s = -d(q, k)^power of points of a manifold, power 1 (Gulcehre et al. 2019, eq. 2, whose beta is 1 / temperature) or 2.
+    """s = -d(q, k)^power of points of a manifold, power 1 (Gulcehre et al. 2019, whose beta is 1 / temperature) or 2.
 
     `Euclidean` with power 2 and `Lorentz` with a fixed curvature of 1 and power 1 become products, for the native engine: the
     first as exact as differences, the second where points nearly meet only to the root of the rounding, as `Hyperbolic`. All

@@ -12,7 +12,7 @@ from .base import Manifold
 
 
 class Product(Manifold):
-    """d^2 = sum of the parts' d^2; points, midpoints and means are the parts' own (Gu et al. 2019, sec. 3).
+    """d^2 = sum of the parts' d^2; points, midpoints and means are the parts' own (Gu et al. 2019).
 
     parts: pairs (manifold, how many coordinates it has), in the order of the coordinates.
     """
@@ -49,7 +49,7 @@ class Product(Manifold):
 
     def check(self, x: Tensor, name: str) -> None:
         if x.shape[-1] != (width := sum(n for _, n in self.parts)):
-            raise SoftlookupError(f"{name}: expected {width} coordinates, those of {self!r} together, got {x.shape[-1]}")
+            raise SoftlookupError(f"{name}: expected {width} coordinates, as many as the parts have together, got {x.shape[-1]}")
         for part, a in self._split(x):
             part.check(a, name)
 
