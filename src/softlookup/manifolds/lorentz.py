@@ -15,8 +15,8 @@ class Lorentz(Curved):
     """The hyperboloid <x, x>_L = -1/c. x: coordinates in space; that in time is t / sqrt(c) with t = sqrt(1 + c |x|^2).
 
     d(x, y) = 2 arsinh(sqrt(c) w / 2) / sqrt(c), w^2 = <x - y, x - y>_L the squared chord. The midpoint is the centroid
-    m / (sqrt(c) |m|_L), m = sum w (x, t / sqrt(c)) (Law et al. 2019), in Klein coordinates Einstein's (Gulcehre et al. 2019), of
-    least sum w (cosh(sqrt(c) d) - 1).
+    m / (sqrt(c) |m|_L), m = sum w (x, t / sqrt(c)) (Law et al. 2019), in Klein coordinates Einstein's (Gulcehre et al. 2019),
+    of least sum w (cosh(sqrt(c) d) - 1).
 
     The chord is computed as that of the Poincaré ball, stretched, p = x / (1 + t):
 

@@ -49,7 +49,7 @@ class Product(Manifold):
 
     def check(self, x: Tensor, name: str) -> None:
         if x.shape[-1] != (width := sum(n for _, n in self.parts)):
-            raise SoftlookupError(f"{name}: expected {width} coordinates, as many as the parts have together, got {x.shape[-1]}")
+            raise SoftlookupError(f"{name}: expected {width} coordinates, those of all parts, got {x.shape[-1]}")
         for part, a in self._split(x):
             part.check(a, name)
 
