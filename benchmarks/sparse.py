@@ -111,10 +111,11 @@ def planted(tokens: int, rounds: int) -> None:
         true = -torch.expm1(part - whole)
         few = lambda t=tolerance: sparse.attend(query, key, value, tolerance=t)  # noqa: E731
         ratios, seconds = side_by_side(lambda: sl.attend(query, key, value), few, rounds)
+        share, above = float(found.mask.live.double().mean()), int((true > found.missed).sum())
         print(
-            f"  tolerance {tolerance:g}: {float(found.mask.live.double().mean()):.1%} of blocks, {seconds * 1e3:.0f} ms, exact "
+            f"  tolerance {tolerance:g}: {share:.1%} of blocks, {seconds * 1e3:.0f} ms, exact "
             f"{statistics.median(ratios):.1f} times as long ({min(ratios):.1f} to {max(ratios):.1f}); missed at most "
-            f"{float(found.missed.max()):.1e} certified, {float(true.max()):.1e} true, {int((true > found.missed).sum())} above; "
+            f"{float(found.missed.max()):.1e} certified, {float(true.max()):.1e} true, {above} above; "
             f"values differ by {float((found.value - exact).abs().max()):.1e}",
             flush=True,
         )

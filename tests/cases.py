@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import softlookup as sl
+from softlookup import manifolds
 
 B, H, KV, L, S, E, EV = 2, 4, 2, 9, 13, 5, 3
 
@@ -35,7 +36,7 @@ class Network(sl.Score):
         return self.second(self.first(torch.cat([q, k], -1)).tanh()).squeeze(-1)
 
 
-class Mahalanobis(sl.Score):
+class Metric(sl.Score):
     def __init__(self, metric: Tensor):
         self.metric = metric
 
@@ -96,7 +97,7 @@ def learned(*shape: int, dtype=torch.float64, positive: bool = False) -> Tensor:
 
 
 SCORES = "dot scaled softcap ssmax bilinear cosine gaussian gaussian_dims hyperbolic additive".split()
-SCORES += "distance network mahalanobis".split()
+SCORES += "distance network metric mahalanobis lorentz mixed".split()
 MASKS = "none causal window documents padding lengths prefix dilated not or function boolean rows float empty heads".split()
 BIASES = "none dense broadcast alibi table table_causal".split()
 NORMALIZERS = "plain warm warm_tensor warm_rows sink sink_learned".split()
@@ -138,8 +139,16 @@ def score_case(name: str, dtype=torch.float64) -> Case:
         case "network":
             score = Network(E, 6, dtype)
             p.extend(score.tensors())
+        case "metric":
+            score = Metric(par(E, E))
         case "mahalanobis":
-            score = Mahalanobis(par(E, E))
+            score = sl.Mahalanobis(par(H, 3, E))
+        case "lorentz":
+            score = manifolds.Distance(manifolds.Lorentz(par(H, positive=True)))
+        case "mixed":
+            curvature, other = par(positive=True), par(H, positive=True)
+            parts = (manifolds.Euclidean(), 1), (manifolds.Sphere(curvature), 2), (manifolds.Lorentz(other), E - 3)
+            score = manifolds.Distance(manifolds.Product(*parts), power=2)
     case.arguments = {"score": score}
     return case
 

@@ -15,7 +15,7 @@ from .cases import Distance
 
 LENGTHS, WEIGHT, W_Q, W_K = torch.tensor([20, 33]), torch.randn(4, 6), torch.randn(4, 6, 8), torch.randn(1, 6, 8)
 FAR = sl.Causal() & ~sl.Window(5)  # outside of the graph: torch.compile does not know ~ of an object
-SLOPES, TABLE, DENSE = torch.rand(4), torch.randn(8, 4), torch.randn(4, 33, 33)
+SLOPES, TABLE, DENSE, DIRECTIONS = torch.rand(4), torch.randn(8, 4), torch.randn(4, 33, 33), torch.randn(4, 3, 8)
 CALLS: dict[str, Callable] = {
     "plain": lambda q, k, v: sl.attend(q, k, v, stats=True),
     "causal window": lambda q, k, v: sl.attend(q, k, v, mask=FAR, stats=("entropy", "received")),
@@ -23,6 +23,7 @@ CALLS: dict[str, Callable] = {
     "tensor mask": lambda q, k, v: sl.attend(q, k, v, mask=DENSE > 0, stats=True),
     "softcap": lambda q, k, v: sl.attend(q, k, v, score=sl.ScaledDot(softcap=3.0), scale=0.5, stats=True),
     "gaussian": lambda q, k, v: sl.attend(q, k, v, score=sl.Gaussian(2.0), stats=True),
+    "mahalanobis": lambda q, k, v: sl.attend(q, k, v, score=sl.Mahalanobis(DIRECTIONS), stats=True),
     "additive": lambda q, k, v: sl.attend(q, k, v, score=sl.Additive(WEIGHT, W_Q, W_K), stats=True),
     "sink": lambda q, k, v: sl.attend(q, k, v, normalizer=sl.Softmax(temperature=0.7, sink=0.5), stats=True),
     "alibi": lambda q, k, v: sl.attend(q, k, v, bias=sl.ALiBi(SLOPES), stats=True),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from . import geometry as geometry
     from . import integrations as integrations
     from . import linear as linear
+    from . import manifolds as manifolds
     from . import memory as memory
     from . import nn as nn
     from . import remedies as remedies
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from .scores import Dot as Dot
     from .scores import Gaussian as Gaussian
     from .scores import Hyperbolic as Hyperbolic
+    from .scores import Mahalanobis as Mahalanobis
     from .scores import Product as Product
     from .scores import ScaledDot as ScaledDot
     from .scores import Score as Score
@@ -77,10 +79,10 @@ _NAMES = {
     "normalizers": "Entmax Hard Normalizer Sigmoid Softmax Sparsemax Threshold TopK",
     "operator": "attend divergence explain lookup merge received",
     "running": "Plan engine",
-    "scores": "Additive Bilinear Cosine Dot Gaussian Hyperbolic Product ScaledDot Score",
+    "scores": "Additive Bilinear Cosine Dot Gaussian Hyperbolic Mahalanobis Product ScaledDot Score",
     "summary": "CHEAP Stats Summary",
 }
-_MODULES = set("engines geometry linear memory nn remedies seq2seq smoothing sparse training watching".split())
+_MODULES = set("engines geometry linear manifolds memory nn remedies seq2seq smoothing sparse training watching".split())
 _MODULES |= {module.split(".")[0] for module in _NAMES}
 __all__, __getattr__ = loaded_on_use(__name__, _NAMES, _MODULES)  # noqa: PLE0605
 

@@ -38,7 +38,7 @@ from .masks import (
 from .normalizers import Softmax
 from .problem import Problem, Shapes, flatten
 from .running import StatsLike, autocast, choose, value_and_stats
-from .scores import Additive, Bilinear, Cosine, Dot, Gaussian, Hyperbolic, ScaledDot
+from .scores import Additive, Bilinear, Cosine, Dot, Gaussian, Hyperbolic, Mahalanobis, ScaledDot
 from .summary import Stats, Summary, chosen, needed
 from .version import __version__
 
@@ -51,6 +51,7 @@ _WRITABLE: dict[type, tuple[str, ...]] = {
     ScaledDot: ("softcap", "ssmax"),
     Bilinear: ("w",),
     Gaussian: ("bandwidth",),
+    Mahalanobis: ("a",),
     Additive: ("u", "w_q", "w_k"),
     Window: ("width",),
     Dilated: ("rate",),

@@ -8,7 +8,7 @@ of `Score` with either method:
         def block(self, q, k, i, j):             # q (n, G, L', E), k (n, 1, S', E), i (L', 1), j (1, S') -> (n, G, L', S')
             return -(q.unsqueeze(-2) - k.unsqueeze(-3)).abs().sum(-1)
 
-    class Mahalanobis(Score):
+    class Metric(Score):
         def lower(self, query, key):             # (B, H, L, E), (B, Hkv, S, E) -> a form
             return Product(query @ self.metric, key)
 """
@@ -225,11 +225,17 @@ class Cosine(Score):
 
     def lower(self, query: Tensor, key: Tensor) -> Product:
         same_width(self, query, key)
-        return Product(_unit(query), _unit(key))
+        return Product(unit(query), unit(key))
 
 
-def _unit(x: Tensor) -> Tensor:
-    return nn.functional.normalize(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, dim=-1)
+def unit(x: Tensor) -> Tensor:
+    """x / |x| in at least single precision; 0 for 0."""
+    return nn.functional.normalize(single(x), dim=-1)
+
+
+def single(x: Tensor) -> Tensor:
+    """x in at least single precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class Gaussian(Score):
@@ -248,8 +254,7 @@ class Gaussian(Score):
     def lower(self, query: Tensor, key: Tensor) -> Product:
         same_width(self, query, key)
         heads, width = query.shape[1], query.shape[-1]
-        if query.dtype in (torch.float16, torch.bfloat16):
-            query, key = query.float(), key.float()
+        query, key = single(query), single(key)
         h = torch.as_tensor(self.bandwidth, dtype=query.dtype, device=query.device)
         if tuple(h.shape) not in {(), (heads,), (1, width), (heads, width)}:
             raise SoftlookupError(
@@ -258,13 +263,8 @@ class Gaussian(Score):
         precision = (1 / h.square()).reshape(-1, 1 if h.ndim < 2 else width).expand(heads, width)[:, None, :]
         if not bool(precision.isfinite().all()):
             raise SoftlookupError(f"Gaussian: expected bandwidths h with finite 1 / h^2 in {h.dtype}, got {float(h.min()):g}")
-        # Distances do not change when both sides move; products of far-away vectors lose digits. So move to the middle of
-        # the queries: keys may be hidden, and what they hold must not matter. A median is not dragged along by a few.
-        sample = query.detach()[..., :: max(1, query.shape[-2] // 256), :]
-        centre = sample.reshape(*key.shape[:2], -1, width).nanmedian(-2, keepdim=True).values
+        query, key = _centred(query, key)
         groups = heads // key.shape[1]
-        query = query - centre.repeat_interleave(groups, 1)
-        key = key - centre
         squares = key.square().repeat_interleave(groups, 1) if h.ndim else key.square()
         half = precision if h.ndim else precision[:1]
         key_bias = -0.5 * (squares * half).sum(-1)
@@ -272,6 +272,39 @@ class Gaussian(Score):
             key_bias = key_bias.repeat_interleave(groups, 1)
         shift = -0.5 * (query.square() * precision).sum(-1)
         return Product(query * precision, key, key_bias=key_bias, shift=shift)
+
+
+def _centred(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Both moved to the middle of the queries (B, H, L, E), which changes no difference but the digits that products lose.
+
+    Not that of the keys (B, Hkv, S, E): they may be hidden, and what they hold must not matter. A median is not dragged along
+    by a few.
+    """
+    sample = query.detach()[..., :: max(1, query.shape[-2] // 256), :]
+    centre = sample.reshape(*key.shape[:2], -1, query.shape[-1]).nanmedian(-2, keepdim=True).values
+    return query - centre.repeat_interleave(query.shape[1] // key.shape[1], 1), key - centre
+
+
+class Mahalanobis(Score):
+    """s = -(q - k)^T M (q - k) / 2 with M = A^T A (Mahalanobis 1936): `Gaussian` of A q and A k, which may have fewer
+    dimensions. a: A, (r, E) or (H, r, E).
+    """
+
+    takes_scale = False
+
+    def __init__(self, a: Tensor):
+        self.a = a
+
+    def lower(self, query: Tensor, key: Tensor) -> Product:
+        same_width(self, query, key)
+        heads, width, got = query.shape[1], query.shape[-1], tuple(self.a.shape)
+        if len(got) not in (2, 3) or got[-1] != width or (len(got) == 3 and got[0] not in (1, heads)):
+            raise SoftlookupError(f"Mahalanobis: expected a of shape (r, {width}) or ({heads}, r, {width}), got {got}")
+        query, key = _centred(single(query), single(key))
+        if len(got) == 3 and got[0] > 1:
+            key = key.repeat_interleave(heads // key.shape[1], 1)
+        a = self.a.to(query.dtype).mT
+        return Gaussian().lower(query @ a, key @ a)
 
 
 class Hyperbolic(Score):
