@@ -12,9 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import SoftlookupError
-
-CHUNK = 64
+from ..errors import SoftlookupError, at_least_one
+from ..masks import describe
+from ..running import without_autocast
+from .chunks import CHUNK, checked, recurrence
 
 
 def recur(
@@ -29,39 +30,41 @@ def recur(
 ) -> tuple[Tensor, Tensor]:
     """Queries and keys (B, H, L, E), values (B, H, L, Ev) -> values (B, H, L, Ev) and the state after them, (B, H, E, Ev).
 
+    Computed and kept in float32, or in float64 if the inputs are. A value is NaN where something up to it is not finite.
+
     Args:
-        log_gate: (B, H, L) log a_t <= 0; None: nothing is forgotten.
+        log_gate: (B, H, L) log a_t <= 0, -inf where all before is forgotten; None: nothing is.
         rate: (B, H, L) b_t of the delta rule, usually in (0, 1) with keys of length 1; None: values are added.
         state: (B, H, E, Ev) before the first step; zeros by default.
         chunk: steps at a time.
     """
-    batch, heads, length, width = key.shape
-    if query.shape != key.shape or value.shape[:3] != key.shape[:3]:
+    query, key, value = checked(query, key, value)
+    if query.shape != key.shape:
         got = f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
         raise SoftlookupError(f"recur: expected query and key (B, H, L, E) and value (B, H, L, Ev), got {got}")
-    for name, x in (("log_gate", log_gate), ("rate", rate)):
-        if x is not None and x.shape != key.shape[:3]:
-            raise SoftlookupError(f"{name}: expected shape {(batch, heads, length)}, got {tuple(x.shape)}")
-    if chunk < 1:
-        raise SoftlookupError(f"chunk: expected at least 1, got {chunk}")
-    want = (batch, heads, width, value.shape[-1])
-    state = key.new_zeros(want) if state is None else state
-    if tuple(state.shape) != want:
-        raise SoftlookupError(f"state: expected shape {want}, got {tuple(state.shape)}")
-    out = []
-    for start in range(0, length, chunk):
-        some = slice(start, start + chunk)
-        q, k, v = query[:, :, some], key[:, :, some], value[:, :, some]
-        gates = k.new_zeros(k.shape[:3]) if log_gate is None else log_gate[:, :, some]
-        past = gates.cumsum(-1)[..., None]  # log of what is left at each step of what was there before the chunk
-        left = (past - past.mT).tril().exp().tril()  # … of what was written at step j, at step i >= j
-        before = past.exp() * (k @ state)
-        if rate is not None:
-            # What each step writes depends on what those before it wrote: a triangular system (the "WY" form).
-            b = rate[:, :, some, None]
-            system = (b * (k @ k.mT) * left).tril(-1)
-            eye = torch.eye(k.shape[2], dtype=k.dtype, device=k.device)
-            v = torch.linalg.solve_triangular(eye + system, b * (v - before), upper=False, unitriangular=True)
-        out.append(past.exp() * (q @ state) + ((q @ k.mT) * left) @ v)
-        state = past[:, :, -1:].exp() * state + (k * left[:, :, -1, :, None]).mT @ v
-    return torch.cat(out, 2), state
+    at_least_one("recur", chunk=chunk)
+    kept = torch.float64 if key.dtype == torch.float64 else torch.float32
+    gate, written = _each("log_gate", log_gate, key), _each("rate", rate, key)
+    if gate is not None and (gate > 0).any():
+        raise SoftlookupError(f"log_gate: expected logs of at most 0, got {float(gate.max()):.3g}")
+    shape = (*key.shape[:2], key.shape[-1], value.shape[-1])
+    if state is None:
+        state = key.new_zeros(shape, dtype=kept)
+    elif not isinstance(state, Tensor) or state.shape != shape or state.dtype != kept or state.device != key.device:
+        raise SoftlookupError(f"state: expected {kept} {shape} on {key.device}, got {describe(state)}")
+    if not key.shape[2]:
+        return value, state
+    with without_autocast(key.device.type):
+        q, k, v = (x.to(kept) for x in (query, key, value))
+        gate, written = (None if x is None else x.to(kept) for x in (gate, written))
+        out, state = recurrence(q, k, v, gate, written, state, chunk)
+    return out.to(value.dtype), state
+
+
+def _each(name: str, x: Tensor | None, key: Tensor) -> Tensor | None:
+    """A number for each step, (B, H, L), as (B, H, L, 1)."""
+    if x is None:
+        return None
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape != key.shape[:3] or x.device != key.device:
+        raise SoftlookupError(f"{name}: expected shape {tuple(key.shape[:3])} on {key.device}, got {describe(x)}")
+    return x[..., None]
