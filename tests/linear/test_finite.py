@@ -169,12 +169,15 @@ def test_no_steps_change_nothing():
 
 
 @pytest.mark.parametrize("delta", [False, True])
-def test_gates_may_forget_all_and_lose_no_digits(delta):
+@pytest.mark.parametrize("width", [(), (E,)], ids=["one gate", "each dimension"])
+def test_gates_may_forget_all_and_lose_no_digits(delta, width):
     """Gates of 0, and strong ones, whose sum over a chunk is large beside what is between two steps."""
     _, k, v = tensors()
     k = normalize(k, dim=-1)
-    gate = -0.2 * torch.rand(2, 2, L, **DOUBLE)
+    gate = -0.2 * torch.rand(2, 2, L, *width, **DOUBLE)
     gate[0, :, [4, 5, 12]], gate[1, :, 3:6] = -math.inf, -1e12
+    if width:
+        gate[..., 2] = -0.1  # and a dimension that remembers beside them
     rate = torch.rand(2, 2, L, **DOUBLE) if delta else None
     leaves = [x.requires_grad_() for x in (k, v, gate, *([rate] if delta else []))]
     want, at_end = step_by_step(k, k, v, gate, rate, torch.ones(2, 2, E, 5, **DOUBLE))

@@ -175,7 +175,8 @@ def step_by_step(q, k, v, log_gate, rate, state):
     out = []
     for t in range(q.shape[2]):
         if log_gate is not None:
-            state = state * log_gate[:, :, t, None, None].exp()
+            gate = log_gate[:, :, t, None] if log_gate.ndim == 3 else log_gate[:, :, t]  # (B, H, 1 or E)
+            state = state * gate[..., None].exp()
         new = v[:, :, t]
         if rate is not None:
             new = rate[:, :, t, None] * (new - torch.einsum("bhe,bhev->bhv", k[:, :, t], state))
@@ -185,22 +186,24 @@ def step_by_step(q, k, v, log_gate, rate, state):
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 16, 64])
-@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("gated", [(), (L,), (L, E)], ids=["ungated", "gated", "each dimension"])
 @pytest.mark.parametrize("delta", [False, True])
 def test_chunks_are_the_recurrence_with_gradients(delta, gated, chunk):
     make = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, L, n, generator=make, dtype=torch.float64).requires_grad_() for n in (E, E, 5))
-    log_gate = (-3 * torch.rand(2, 3, L, generator=make).double()).requires_grad_() if gated else None
+    log_gate = (-3 * torch.rand(2, 3, *gated, generator=make).double()).requires_grad_() if gated else None
     rate = torch.rand(2, 3, L, generator=make).double().requires_grad_() if delta else None
     state = torch.randn(2, 3, E, 5, generator=make, dtype=torch.float64).requires_grad_()
     keys = normalize(k, dim=-1)
     got, after = linear.recur(q, keys, v, log_gate=log_gate, rate=rate, state=state, chunk=chunk)
     want, want_after = step_by_step(q, keys, v, log_gate, rate, state)
-    torch.testing.assert_close((got, after), (want, want_after))
+    torch.testing.assert_close((got, after), (want, want_after), rtol=1e-10, atol=1e-11)
     leaves = [x for x in (q, k, v, state, log_gate, rate) if x is not None]
     torch.testing.assert_close(
         torch.autograd.grad(got.cos().sum() + after.sin().sum(), leaves, retain_graph=True),
         torch.autograd.grad(want.cos().sum() + want_after.sin().sum(), leaves),
+        rtol=1e-10,
+        atol=1e-10,
     )
     first, middle = linear.recur(
         *(x[:, :, :20] for x in (q, keys, v)),
@@ -221,6 +224,18 @@ def test_chunks_are_the_recurrence_with_gradients(delta, gated, chunk):
         **{name: None if x is None else x.float() for name, x in (("log_gate", log_gate), ("rate", rate), ("state", state))},
     )[0]
     torch.testing.assert_close(single.double(), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gated", [(5,), (5, 2)], ids=["gated", "each dimension"])
+def test_the_gradients_of_a_recurrence_are_differences(gated):
+    make = torch.Generator().manual_seed(3)
+    q, k, v, state = (torch.randn(1, 2, *n, generator=make, dtype=torch.float64) for n in ((5, 2), (5, 2), (5, 1), (2, 1)))
+    log_gate, rate = (-torch.rand(1, 2, *n, generator=make, dtype=torch.float64) for n in (gated, (5,)))
+
+    def act(q, k, v, log_gate, rate, state):
+        return linear.recur(q, k, v, log_gate=log_gate, rate=rate, state=state, chunk=3)
+
+    assert torch.autograd.gradcheck(act, [x.requires_grad_() for x in (q, k, v, log_gate, -rate, state)])
 
 
 def test_strong_gates_do_not_overflow():
@@ -273,7 +288,7 @@ WRONG = {
     "recur: expected query and key (B, H, L, E)": lambda q, k, v: linear.recur(q, k, v),
     "rate: expected shape (2, 2, 37) on cpu, got": lambda q, k, v: linear.recur(k, k, v, rate=torch.ones(2, 37)),
     "log_gate: expected logs of at most 0, got 0.5": lambda q, k, v: linear.recur(k, k, v, log_gate=0 * v[..., 0] + 0.5),
-    "log_gate: expected shape (2, 2, 37) on cpu, got list": lambda q, k, v: linear.recur(k, k, v, log_gate=[0]),
+    "log_gate: expected shape (2, 2, 37) or (2, 2, 37, 8) on cpu, got": lambda q, k, v: linear.recur(k, k, v, log_gate=[]),
     "recur: expected chunk of at least 1, got 2.5": lambda q, k, v: linear.recur(k, k, v, chunk=2.5),
     "query: expected 4 dimensions (B, H, L, width), got a float64 tensor": lambda q, k, v: linear.recur(k[0], k[0], v[0]),
     "key: expected 4 dimensions (B, H, L, width), got list": lambda q, k, v: linear.advance(q, [1], v, None),
