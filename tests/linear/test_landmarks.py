@@ -67,12 +67,12 @@ def test_the_iteration_goes_to_the_inverse():
 @pytest.mark.parametrize("iterations", [None, 6])
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_what_is_not_finite_reaches_its_head_only(which, iterations):
-    """All queries of a head read all its landmarks. A value's NaN reaches its dimension."""
+    """All queries of a head read all its landmarks."""
     x = [x.detach().clone() for x in tensors(4)]
     want = linear.nystrom(*x, landmarks=4, iterations=iterations)
     x[which][1, 2, 3, 0] = math.nan
     bad = torch.zeros_like(want, dtype=torch.bool)
-    bad[1, 2, :, : 1 if which == 2 else None] = True
+    bad[1, 2] = True
     got = linear.nystrom(*x, landmarks=4, iterations=iterations)
     assert torch.equal(got.isnan(), bad)
     torch.testing.assert_close(got[~bad], want[~bad])
