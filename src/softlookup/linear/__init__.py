@@ -14,3 +14,5 @@ from .features import RandomFeatures as RandomFeatures
 from .features import ReLU as ReLU
 from .landmarks import nystrom as nystrom
 from .mixtures import linformer as linformer
+from .modules import GatedDelta as GatedDelta
+from .modules import LinearAttention as LinearAttention
