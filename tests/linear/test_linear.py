@@ -346,6 +346,18 @@ def test_mistakes_are_one_line(said):
 
 def test_long_sequences_go_in_parts(monkeypatch):
     q, k, v = tensors()
-    want = linear.attend(q, k, v, causal=True)
+    log_gate, rate = -torch.rand(2, 2, L, dtype=torch.float64), torch.rand(2, 2, L, dtype=torch.float64)
+    gates = log_gate, log_gate[..., None] * torch.rand(E, dtype=torch.float64)
+
+    def act():
+        keys = normalize(k, dim=-1)
+        recurred = [linear.recur(keys, keys, v, log_gate=gate, rate=rate, chunk=4) for gate in gates]
+        return linear.attend(q, k, v, causal=True, keep=torch.ones(L, dtype=torch.bool)), *sum(recurred, ())
+
+    want = act()
     monkeypatch.setattr("softlookup.linear.attention.AT_ONCE", 10)
-    torch.testing.assert_close(linear.attend(q, k, v, causal=True, keep=torch.ones(L, dtype=torch.bool)), want)
+    monkeypatch.setattr("softlookup.linear.chunks.AT_ONCE", 10)
+    got = act()
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    grads = (torch.autograd.grad(sum(x.cos().sum() for x in y), (q, k, v)) for y in (got, want))
+    torch.testing.assert_close(*grads, rtol=1e-11, atol=1e-11)

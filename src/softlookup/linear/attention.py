@@ -18,11 +18,8 @@ from ..errors import SoftlookupError, at_least_one
 from ..masks import describe
 from ..problem import Shapes, flatten, scrub
 from ..running import without_autocast
-from .chunks import CHUNK, checked, recurrence, unfit
+from .chunks import AT_ONCE, CHUNK, checked, recurrence, unfit
 from .features import EluPlusOne, FeatureMap
-
-AT_ONCE = 2048
-"""Queries whose features are computed together: what they make stays near the processor."""
 
 
 @dataclass(frozen=True, eq=False)

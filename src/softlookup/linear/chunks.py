@@ -22,6 +22,8 @@ from ..problem import flatten
 
 CHUNK = 64
 """Steps at a time: more compute more pairs, fewer make more rounds."""
+AT_ONCE = 2048
+"""Steps whose chunks are computed together: what they make stays near the processor."""
 
 
 def checked(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,7 +62,7 @@ def recurrence(
     of_gate = None if log_gate is None else log_gate.detach().clamp(min=-1)  # -inf forgets all, and is fit
     spoilt, bad_query, bad_state = unfit(key, value, of_gate, rate), unfit(query), unfit(state)
     if spoilt is None and bad_query is None and bad_state is None:
-        return _chunks(query, key, value, log_gate, rate, state, chunk)
+        return _parts(query, key, value, log_gate, rate, state, chunk)
     of_head = torch.zeros_like(state[:, :, 0, 0], dtype=torch.bool) if bad_state is None else bad_state.any(-1)
     state = state.masked_fill(of_head[..., None, None], 0)
     out_bad = of_head[..., None].expand(query.shape[:3])
@@ -73,44 +75,76 @@ def recurrence(
     if bad_query is not None:
         query = query.masked_fill(bad_query[..., None], 0)
         out_bad = out_bad | bad_query
-    out, state = _chunks(query, key, value, log_gate, rate, state, chunk)
+    out, state = _parts(query, key, value, log_gate, rate, state, chunk)
     return out.masked_fill(out_bad[..., None], math.nan), state.masked_fill(of_head[..., None, None], math.nan)
+
+
+def _parts(
+    query: Tensor, key: Tensor, value: Tensor, log_gate: Tensor | None, rate: Tensor | None, state: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """As `recurrence`, of what is finite."""
+    wide = 1 if log_gate is None else log_gate.shape[-1]
+    each = max(AT_ONCE // (chunk * wide), 1) * chunk
+    given, out = (query, key, value, log_gate, rate), []
+    parts = [[None] * -(-query.shape[2] // each) if x is None else x.split(each, 2) for x in given]
+    for q, k, v, gate, b in zip(*parts, strict=True):  # of `split`, whose gradient is one `cat`
+        assert q is not None and k is not None and v is not None
+        part, state = _chunks(q, k, v, gate, b, state, min(chunk, q.shape[2]))
+        out.append(part)
+    return torch.cat(out, 2) if len(out) > 1 else out[0], state
 
 
 def _chunks(
     query: Tensor, key: Tensor, value: Tensor, log_gate: Tensor | None, rate: Tensor | None, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """As `recurrence`, of what is finite."""
-    parts = [x.split(chunk, 2) for x in (query, key, value)]  # `split`, whose gradient is one `cat`
-    gates, rates = ([None] * len(parts[0]) if x is None else x.split(chunk, 2) for x in (log_gate, rate))
-    out = []
-    for q, k, v, gate, b in zip(*parts, gates, rates, strict=True):
-        between = since = None
-        if gate is not None:
-            between, since = _left(gate), gate.cumsum(2).exp()
-        if b is not None:
-            # What each step writes depends on what those before it wrote: a triangular system (the "WY" form).
-            system = (b * _pairs(k, k, between)).tril(-1)
-            rest = b * (v - (k if since is None else k * since) @ state)
-            v = torch.linalg.solve_triangular(system, rest, upper=False, unitriangular=True)
-        out.append((q if since is None else q * since) @ state + _pairs(q, k, between).tril() @ v)
-        if between is not None and since is not None:
-            k, state = k * between[:, :, -1], since[:, :, -1, :, None] * state
-        state = state + k.mT @ v
-    return torch.cat(out, 2), state
+    """All chunks at once, (B, H, C, c, …), but for the states between them, each of which needs the one before."""
+    length = query.shape[2]
+    q, k, v, gate, b = (None if x is None else _cut(x, chunk) for x in (query, key, value, log_gate, rate))
+    assert q is not None and k is not None and v is not None
+    held, late, kept = k, k, None
+    between = None if gate is None else _left(gate)
+    pairs = _pairs(q, k, between)
+    if gate is not None and between is not None:
+        since = gate.cumsum(3).exp()
+        q, held, late, kept = q * since, k * since, k * between[:, :, :, -1], since[:, :, :, -1, :, None]
+    read = None
+    if b is not None:
+        # What each step writes depends on what those before it wrote: a triangular system (the "WY" form).
+        system = (b * _pairs(k, k, between)).tril(-1)
+        both = torch.linalg.solve_triangular(system, b * torch.cat([v, held], -1), upper=False, unitriangular=True)
+        v, read = both.split([v.shape[-1], held.shape[-1]], -1)
+    if kept is None and read is None:
+        after = (late.mT @ v).cumsum(2) + state[:, :, None]
+        before, state = torch.cat([state[:, :, None], after[:, :, :-1]], 2), after[:, :, -1]
+    else:
+        befores = []
+        steps = [[None] * q.shape[2] if x is None else x.unbind(2) for x in (late.mT, v, read, kept)]
+        for to, new, of, keep in zip(*steps, strict=True):
+            befores.append(state)
+            new = new if of is None else new - of @ state
+            state = to @ new + (state if keep is None else keep * state)
+        before = torch.stack(befores, 2)
+        v = v if read is None else v - read @ before
+    return (q @ before + pairs.tril() @ v).flatten(2, 3)[:, :, :length], state
+
+
+def _cut(x: Tensor, chunk: int) -> Tensor:
+    """(B, H, L, W) -> (B, H, C, c, W), filled with steps that neither write nor forget."""
+    fill = -x.shape[2] % chunk
+    return (pad(x, (0, 0, 0, fill)) if fill else x).unflatten(2, (-1, chunk))
 
 
 def _left(log_gate: Tensor) -> Tensor:
-    """(B, H, c, W) -> (B, H, c, c, W): what is left at step i of what was written at step j <= i."""
-    steps = torch.arange(log_gate.shape[2], device=log_gate.device)
+    """(B, H, C, c, W) -> (B, H, C, c, c, W): what is left at step i of what was written at step j <= i."""
+    steps = torch.arange(log_gate.shape[3], device=log_gate.device)
     later = (steps[:, None] > steps)[..., None]
-    return log_gate[:, :, :, None].where(later, 0).cumsum(2).exp()
+    return log_gate[:, :, :, :, None].where(later, 0).cumsum(3).exp()
 
 
 def _pairs(x: Tensor, y: Tensor, between: Tensor | None) -> Tensor:
-    """(B, H, c, c): x_i . y_j, of which `between` (B, H, c, c, 1 or E) is left."""
+    """(B, H, C, c, c): x_i . y_j, of which `between` (B, H, C, c, c, 1 or E) is left."""
     if between is None:
         return x @ y.mT
     if between.shape[-1] == 1:
         return (x @ y.mT) * between[..., 0]
-    return ((y[:, :, None] * between) @ x[..., None])[..., 0]
+    return ((y[:, :, :, None] * between) @ x[..., None])[..., 0]
