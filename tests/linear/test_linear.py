@@ -175,7 +175,8 @@ def step_by_step(q, k, v, log_gate, rate, state):
     out = []
     for t in range(q.shape[2]):
         if log_gate is not None:
-            state = state * log_gate[:, :, t, None, None].exp()
+            gate = log_gate[:, :, t, None] if log_gate.ndim == 3 else log_gate[:, :, t]  # (B, H, 1 or E)
+            state = state * gate[..., None].exp()
         new = v[:, :, t]
         if rate is not None:
             new = rate[:, :, t, None] * (new - torch.einsum("bhe,bhev->bhv", k[:, :, t], state))
@@ -185,22 +186,24 @@ def step_by_step(q, k, v, log_gate, rate, state):
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 16, 64])
-@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("gated", [(), (L,), (L, E)], ids=["ungated", "gated", "each dimension"])
 @pytest.mark.parametrize("delta", [False, True])
 def test_chunks_are_the_recurrence_with_gradients(delta, gated, chunk):
     make = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, L, n, generator=make, dtype=torch.float64).requires_grad_() for n in (E, E, 5))
-    log_gate = (-3 * torch.rand(2, 3, L, generator=make).double()).requires_grad_() if gated else None
+    log_gate = (-3 * torch.rand(2, 3, *gated, generator=make).double()).requires_grad_() if gated else None
     rate = torch.rand(2, 3, L, generator=make).double().requires_grad_() if delta else None
     state = torch.randn(2, 3, E, 5, generator=make, dtype=torch.float64).requires_grad_()
     keys = normalize(k, dim=-1)
     got, after = linear.recur(q, keys, v, log_gate=log_gate, rate=rate, state=state, chunk=chunk)
     want, want_after = step_by_step(q, keys, v, log_gate, rate, state)
-    torch.testing.assert_close((got, after), (want, want_after))
+    torch.testing.assert_close((got, after), (want, want_after), rtol=1e-10, atol=1e-11)
     leaves = [x for x in (q, k, v, state, log_gate, rate) if x is not None]
     torch.testing.assert_close(
         torch.autograd.grad(got.cos().sum() + after.sin().sum(), leaves, retain_graph=True),
         torch.autograd.grad(want.cos().sum() + want_after.sin().sum(), leaves),
+        rtol=1e-10,
+        atol=1e-10,
     )
     first, middle = linear.recur(
         *(x[:, :, :20] for x in (q, keys, v)),
@@ -223,6 +226,18 @@ def test_chunks_are_the_recurrence_with_gradients(delta, gated, chunk):
     torch.testing.assert_close(single.double(), want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("gated", [(5,), (5, 2)], ids=["gated", "each dimension"])
+def test_the_gradients_of_a_recurrence_are_differences(gated):
+    make = torch.Generator().manual_seed(3)
+    q, k, v, state = (torch.randn(1, 2, *n, generator=make, dtype=torch.float64) for n in ((5, 2), (5, 2), (5, 1), (2, 1)))
+    log_gate, rate = (-torch.rand(1, 2, *n, generator=make, dtype=torch.float64) for n in (gated, (5,)))
+
+    def act(q, k, v, log_gate, rate, state):
+        return linear.recur(q, k, v, log_gate=log_gate, rate=rate, state=state, chunk=3)
+
+    assert torch.autograd.gradcheck(act, [x.requires_grad_() for x in (q, k, v, log_gate, -rate, state)])
+
+
 def test_strong_gates_do_not_overflow():
     q, k, v = (torch.randn(1, 1, 100, 4) for _ in range(3))
     out, state = linear.recur(q, k, v, log_gate=torch.full((1, 1, 100), -80.0))
@@ -241,20 +256,84 @@ def test_the_delta_rule_replaces_what_was_at_a_key():
     assert (key @ added).flatten().tolist() == [10, 2, 3]
 
 
+class Flat(linear.FeatureMap):
+    def forward(self, x, first=0):
+        return x[:, 0]
+
+
+def unplaced():
+    class Own(linear.FeatureMap):
+        def forward(self, x):
+            return x
+
+
+def goes_on(q, k, v, features=linear.EluPlusOne(), by=linear.EluPlusOne()):  # noqa: B008
+    """A state made in float64 by one map, handed to another."""
+    state = linear.advance(*(x.detach()[:, :, :3].double() for x in tensors()), None, features=features)[1]
+    return linear.advance(q, k, v, state, features=by)
+
+
 WRONG = {
     "features: expected a FeatureMap": lambda q, k, v: linear.attend(q, k, v, features=torch.relu),
     "causal: expected as many keys as queries, 36, got 37": lambda q, k, v: linear.attend(q[:, :, 1:], k, v, causal=True),
-    "keep: expected a boolean tensor (…, 37), got torch.float64 (2, 37)": lambda q, k, v: linear.attend(
+    "keep: expected a boolean tensor that broadcasts to (2, 37) on cpu, got a float64 tensor": lambda q, k, v: linear.attend(
         q, k, v, keep=torch.ones(2, 37, dtype=torch.float64)
     ),
-    "chunk: expected at least 1, got 0": lambda q, k, v: linear.attend(q, k, v, causal=True, chunk=0),
+    "attend: expected chunk of at least 1, got 0": lambda q, k, v: linear.attend(q, k, v, causal=True, chunk=0),
     "value: expected as many rows": lambda q, k, v: linear.attend(q, k, v[:, :, 1:]),
     "CosFormer: expected at most 10 positions, got 37": lambda q, k, v: linear.attend(q, k, v, features=linear.CosFormer(10)),
     "RandomFeatures: expected kind": lambda q, k, v: linear.RandomFeatures(8, kind="sine"),
     "RandomFeatures: expected width of at least 1": lambda q, k, v: linear.RandomFeatures(0),
+    "attend: expected chunk of at least 1, got 2.5": lambda q, k, v: linear.attend(q, k, v, chunk=2.5),
     "recur: expected query and key (B, H, L, E)": lambda q, k, v: linear.recur(q, k, v),
-    "rate: expected shape (2, 2, 37), got (2, 37)": lambda q, k, v: linear.recur(k, k, v, rate=torch.ones(2, 37)),
-    "state: expected shape (2, 2, 8, 5)": lambda q, k, v: linear.recur(k, k, v, state=torch.ones(2, 2, 8, 8)),
+    "rate: expected shape (2, 2, 37) on cpu, got": lambda q, k, v: linear.recur(k, k, v, rate=torch.ones(2, 37)),
+    "log_gate: expected logs of at most 0, got 0.5": lambda q, k, v: linear.recur(k, k, v, log_gate=0 * v[..., 0] + 0.5),
+    "log_gate: expected shape (2, 2, 37) or (2, 2, 37, 8) on cpu, got": lambda q, k, v: linear.recur(k, k, v, log_gate=[]),
+    "recur: expected chunk of at least 1, got 2.5": lambda q, k, v: linear.recur(k, k, v, chunk=2.5),
+    "query: expected 4 dimensions (B, H, L, width), got a float64 tensor": lambda q, k, v: linear.recur(k[0], k[0], v[0]),
+    "key: expected 4 dimensions (B, H, L, width), got list": lambda q, k, v: linear.advance(q, [1], v, None),
+    "causal: expected as many values as queries, 37, got 36": lambda q, k, v: linear.advance(q, k, v[:, :, 1:], None),
+    "causal: expected as many keys as queries, 0, got 1": lambda q, k, v: linear.advance(q[:, :, :0], k[:, :, :1], v, None),
+    "key: expected a number of heads that divides the query's 4, got 3": lambda q, k, v: linear.advance(
+        q, q[:, :3], q[:, :3], None
+    ),
+    "value: expected the key's 2 heads, got 1": lambda q, k, v: linear.advance(q, k, v[:, :1], None),
+    "value: expected the query's dtype": lambda q, k, v: linear.advance(q, k, v.float(), None),
+    "keep: expected a boolean tensor that broadcasts to (2, 37) on cpu, got a bool tensor of shape (3, 37)": lambda q, k, v: (
+        linear.attend(q, k, v, keep=torch.ones(3, 37, dtype=torch.bool))
+    ),
+    "keep: expected a boolean tensor that broadcasts to (2, 37) on cpu, got a bool tensor of shape (2, 1, 3": lambda q, k, v: (
+        linear.advance(q, k, v, None, keep=torch.ones(2, 1, 37, dtype=torch.bool))
+    ),
+    "keep: expected a boolean tensor that broadcasts to (2, 37) on cpu, got a bool tensor of shape (2, 36)": lambda q, k, v: (
+        linear.advance(q, k, v, None, keep=torch.ones(2, 36, dtype=torch.bool))
+    ),
+    "state: expected None or a State that advance returned, got a float64 tensor": lambda q, k, v: linear.advance(q, k, v, v),
+    "state: expected torch.float32 on cpu, got torch.float64 on cpu": lambda q, k, v: goes_on(q.float(), k.float(), v.float()),
+    "state: expected sums of shape (1, 4, 8, 6), got (2, 4, 8, 6)": lambda q, k, v: goes_on(q[:1], k[:1], v[:1]),
+    "state: expected one of ReLU(0.001), got one of EluPlusOne()": lambda q, k, v: goes_on(q, k, v, by=linear.ReLU()),
+    "state: expected one of RandomFeatures(8, 8, kind='positive', scale=0.3536, seed=1), got one of": lambda q, k, v: goes_on(
+        q, k, v, linear.RandomFeatures(8), linear.RandomFeatures(8, seed=1)
+    ),
+    "features: expected (B, H, L, F) of queries": lambda q, k, v: linear.attend(q, k, v, features=Flat()),
+    "features: expected as many of queries as of keys, got 8 and 4": lambda q, k, v: linear.attend(q, k[..., :4], v),
+    "Own.forward: expected (self, x, first), got (self, x)": lambda q, k, v: unplaced(),
+    "Hedgehog: expected 1 heads of width 8, got 4 of 8": lambda q, k, v: linear.attend(q, k, v, features=linear.Hedgehog(8, 1)),
+    "Hedgehog: expected 4 heads of width 6, got 4 of 8": lambda q, k, v: linear.attend(q, k, v, features=linear.Hedgehog(6, 4)),
+    "RandomFeatures: expected rows of width 6, got 8": lambda q, k, v: linear.RandomFeatures(6)(q),
+    "RandomFeatures: expected a finite scale above 0, got -1": lambda q, k, v: linear.RandomFeatures(8, scale=-1),
+    "ReLU: expected a finite offset of at least 0, got -1": lambda q, k, v: linear.ReLU(-1),
+    "CosFormer: expected length of at least 1, got 2.5": lambda q, k, v: linear.CosFormer(2.5),
+    "features: expected queries and keys with a feature in common": lambda q, k, v: linear.attend(
+        300 * q, 300 * k, v, causal=True, features=linear.RandomFeatures(8)
+    ),
+    "approximate: expected a tensor of shape (2, 4, 37, 5), got a float64 tensor of shape (5,)": lambda q, k, v: (
+        linear.error_against_exact(lambda *x: v[0, 0, 0], q, k, v)
+    ),
+    "error_against_exact: expected a query whose exact value is not 0, got none": lambda q, k, v: linear.error_against_exact(
+        sl.attend, q, k, 0 * v
+    ),
+    "state: expected torch.float64 (2, 2, 8, 5) on cpu, got": lambda q, k, v: linear.recur(k, k, v, state=q),
 }
 
 
@@ -267,6 +346,18 @@ def test_mistakes_are_one_line(said):
 
 def test_long_sequences_go_in_parts(monkeypatch):
     q, k, v = tensors()
-    want = linear.attend(q, k, v, causal=True)
+    log_gate, rate = -torch.rand(2, 2, L, dtype=torch.float64), torch.rand(2, 2, L, dtype=torch.float64)
+    gates = log_gate, log_gate[..., None] * torch.rand(E, dtype=torch.float64)
+
+    def act():
+        keys = normalize(k, dim=-1)
+        recurred = [linear.recur(keys, keys, v, log_gate=gate, rate=rate, chunk=4) for gate in gates]
+        return linear.attend(q, k, v, causal=True, keep=torch.ones(L, dtype=torch.bool)), *sum(recurred, ())
+
+    want = act()
     monkeypatch.setattr("softlookup.linear.attention.AT_ONCE", 10)
-    torch.testing.assert_close(linear.attend(q, k, v, causal=True, keep=torch.ones(L, dtype=torch.bool)), want)
+    monkeypatch.setattr("softlookup.linear.chunks.AT_ONCE", 10)
+    got = act()
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    grads = (torch.autograd.grad(sum(x.cos().sum() for x in y), (q, k, v)) for y in (got, want))
+    torch.testing.assert_close(*grads, rtol=1e-11, atol=1e-11)

@@ -12,3 +12,7 @@ from .features import FeatureMap as FeatureMap
 from .features import Hedgehog as Hedgehog
 from .features import RandomFeatures as RandomFeatures
 from .features import ReLU as ReLU
+from .landmarks import nystrom as nystrom
+from .mixtures import linformer as linformer
+from .modules import GatedDelta as GatedDelta
+from .modules import LinearAttention as LinearAttention

@@ -9,30 +9,34 @@ with one query at a time it is a recurrent network. The cost is linear in the le
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..errors import SoftlookupError
-from ..problem import flatten
+from ..errors import SoftlookupError, at_least_one
+from ..masks import describe
+from ..problem import Shapes, flatten, scrub
+from ..running import without_autocast
+from .chunks import AT_ONCE, CHUNK, checked, recurrence, unfit
 from .features import EluPlusOne, FeatureMap
-
-CHUNK = 64
-"""Queries at a time: more compute more pairs, fewer make more steps."""
-AT_ONCE = 2048
-"""Queries whose chunks are computed together: what they make stays near the processor."""
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What is kept of `position` keys: sums (B, H, F, Ev + 1) of phi(k) (v, 1)^T."""
+    """What is kept of `position` keys: sums (B, H, F, Ev + 1) of phi(k) (v, 1)^T, in float32 or float64.
+
+    log_size: (B, H, 1, 1), the sums are divided by its exp; None where the map has features in range. features: the map whose
+    sums these are, in words. A head that has read what is not finite has NaN.
+    """
 
     sums: Tensor
     position: int
+    log_size: Tensor | None
+    features: str
 
     def __repr__(self) -> str:
-        return f"State(position={self.position}, sums={tuple(self.sums.shape)})"
+        return f"State(position={self.position}, sums={tuple(self.sums.shape)}, features={self.features})"
 
 
 def attend(
@@ -47,6 +51,9 @@ def attend(
 ) -> Tensor:
     """Attention by features. Its error beside softmax on your own inputs: `error_against_exact`.
 
+    Computed in float32, or in float64 if the inputs are. A query's value is NaN where it or a key or value that it reads is
+    not finite.
+
     Args:
         query: (…, H, L, E). key: (…, Hkv, S, E). value: (…, Hkv, S, Ev). H is a multiple of Hkv.
         features: phi of queries and keys.
@@ -59,12 +66,24 @@ def attend(
     """
     q, k, v, shapes = flatten(query, key, value)
     assert v is not None
-    if causal:
-        out = advance(q, k, v, None, features=features, keep=_kept(keep, shapes.lead, k), chunk=chunk)[0]
-    else:
-        of_query, of_key, pairs = _ready(q, k, v, features, _kept(keep, shapes.lead, k), 0)
-        out = _averaged(of_query @ (of_key.mT @ pairs)).to(value.dtype)
-    return shapes.restore(out, 1)
+    at_least_one("attend", chunk=chunk)
+    kept = _kept(keep, shapes, k)
+    with without_autocast(q.device.type):
+        if causal:
+            q, k, v = checked(q, k, v)
+            out = _go_on(q, k, v, None, features, kept, chunk)[0]
+        else:
+            of_query, of_key, pairs, size = _ready(q, k, v, features, kept, 0)
+            top = None
+            if size is not None:
+                top = size.detach().amax(2, keepdim=True)
+                of_key = of_key * (size - top).exp()
+            if (spoilt := unfit(of_key, pairs)) is not None:
+                of_key, pairs = (x.masked_fill(spoilt[..., None], 0) for x in (of_key, pairs))
+            out = _averaged(of_query @ (of_key.mT @ pairs), top)
+            if spoilt is not None:
+                out = out.masked_fill(spoilt.any(-1)[..., None, None], torch.nan)
+    return shapes.restore(out.to(value.dtype), 1)
 
 
 def advance(
@@ -81,71 +100,124 @@ def advance(
     has read (None: nothing): their average (B, H, L, Ev) and the state after them. L = 1 is a step of decoding, O(1).
 
     keep: (B, L) boolean, True where a key is real."""
-    if query.shape[-2] != key.shape[-2]:
-        raise SoftlookupError(f"causal: expected as many keys as queries, {query.shape[-2]}, got {key.shape[-2]}")
-    if chunk < 1:
-        raise SoftlookupError(f"chunk: expected at least 1, got {chunk}")
-    if (length := query.shape[-2]) > AT_ONCE:
+    query, key, value = checked(query, key, value)
+    at_least_one("advance", chunk=chunk)
+    if state is not None and not isinstance(state, State):
+        raise SoftlookupError(f"state: expected None or a State that advance returned, got {describe(state)}")
+    kept = _kept(keep, Shapes((len(query),), query.shape[1], False), key)
+    with without_autocast(query.device.type):
+        if query.shape[2]:
+            out, state = _go_on(query, key, value, state, features, kept, chunk)
+            return out.to(value.dtype), state
+        if state is None:  # that after one step which is not real
+            query, key, value = (torch.nn.functional.pad(x, (0, 0, 0, 1)) for x in (query, key, value))
+            nothing = torch.zeros(len(query), 1, dtype=torch.bool, device=query.device)
+            out, state = _go_on(query, key, value, None, features, nothing, 1)
+            return out[:, :, :0].to(value.dtype), replace(state, position=0)
+    return value.new_empty(*query.shape[:3], value.shape[-1]), state
+
+
+def _go_on(
+    query: Tensor, key: Tensor, value: Tensor, state: State | None, features: FeatureMap, keep: Tensor | None, chunk: int
+) -> tuple[Tensor, State]:
+    """As `advance`, of what was checked; values are not yet in their dtype."""
+    if query.shape[2] > AT_ONCE:
+        rows = (x.split(AT_ONCE, 2) for x in (query, key, value))
+        keeps = [None] * -(-query.shape[2] // AT_ONCE) if keep is None else keep.split(AT_ONCE, 1)
         parts = []
-        for start in range(0, length, AT_ONCE):
-            some = slice(start, start + AT_ONCE)
-            here = None if keep is None else keep[:, some]
-            part, state = advance(
-                query[:, :, some], key[:, :, some], value[:, :, some], state, features=features, keep=here, chunk=chunk
-            )
+        for q, k, v, here in zip(*rows, keeps, strict=True):
+            part, state = _go_on(q, k, v, state, features, here, chunk)
             parts.append(part)
         assert state is not None
         return torch.cat(parts, 2), state
     first = 0 if state is None else state.position
-    of_query, of_key, pairs = _ready(query, key, value, features, keep, first)
-    before = of_query.new_zeros(*of_key.shape[:2], of_key.shape[-1], pairs.shape[-1]) if state is None else state.sums
-    if before.shape != (*of_key.shape[:2], of_key.shape[-1], pairs.shape[-1]):
-        want = (*of_key.shape[:2], of_key.shape[-1], pairs.shape[-1])
-        raise SoftlookupError(f"state: expected sums of shape {want}, got {tuple(before.shape)}")
-    chunk = min(chunk, length)
-    fill = -length % chunk
-    if fill:  # with keys that weigh nothing
-        of_query, of_key, pairs = (torch.nn.functional.pad(x, (0, 0, 0, fill)) for x in (of_query, of_key, pairs))
-    of_query, of_key, pairs = (x.unflatten(2, (-1, chunk)) for x in (of_query, of_key, pairs))
-    each = of_key.mT @ pairs  # (B, H, C, F, Ev + 1)
-    after = each.cumsum(2) + before[:, :, None]
-    inside = (of_query @ of_key.mT).tril() @ pairs
-    out = inside + of_query @ torch.cat([before[:, :, None], after[:, :, :-1]], 2)
-    out = _averaged(out.flatten(2, 3)[:, :, :length])
-    return out.to(value.dtype), State(after[:, :, -1], first + length)
+    of_query, of_key, pairs, size = _ready(query, key, value, features, keep, first)
+    made_by, shape = repr(features), (*of_key.shape[:2], of_key.shape[-1], pairs.shape[-1])
+    if state is None:
+        sums, top = of_key.new_zeros(shape), None if size is None else torch.full_like(size[:, :, :1], _least(size))
+    else:
+        _check(state, of_key.new_empty(0), shape, made_by)
+        sums, top = state.sums, state.log_size
+    gates = tops = None
+    if size is not None and top is not None:
+        # Sums are relative to the largest key so far, as online softmax has them: a larger one shrinks what was there.
+        tops = torch.maximum(size.detach().cummax(2).values, top)
+        before = torch.cat([top, tops], 2)
+        gates, top, of_key = before[:, :, :-1] - tops, tops[:, :, -1:], of_key * (size - tops).exp()
+    out, sums = recurrence(of_query, of_key, pairs, gates, None, sums, chunk)
+    return _averaged(out, tops), State(sums, first + query.shape[2], top, made_by)
 
 
-def _kept(keep: Tensor | None, lead: tuple[int, ...], key: Tensor) -> Tensor | None:
+def _check(state: State, like: Tensor, shape: tuple[int, ...], made_by: str) -> None:
+    """Raise unless these features can go on from the state."""
+    if state.features != made_by:
+        raise SoftlookupError(f"state: expected one of {made_by}, got one of {state.features}")
+    if tuple(state.sums.shape) != shape:
+        raise SoftlookupError(f"state: expected sums of shape {shape}, got {tuple(state.sums.shape)}")
+    if state.sums.dtype != like.dtype or state.sums.device != like.device:
+        got = f"{state.sums.dtype} on {state.sums.device}"
+        raise SoftlookupError(f"state: expected {like.dtype} on {like.device}, got {got}")
+
+
+def _kept(keep: Tensor | None, shapes: Shapes, key: Tensor) -> Tensor | None:
     """(B, S)"""
     if keep is None:
         return None
-    if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape[-1] != key.shape[-2]:
-        got = f"{keep.dtype} {tuple(keep.shape)}" if isinstance(keep, Tensor) else type(keep).__name__
-        raise SoftlookupError(f"keep: expected a boolean tensor (…, {key.shape[-2]}), got {got}")
-    return keep.expand(*lead, keep.shape[-1]).reshape(-1, keep.shape[-1])
+    want = (*shapes.lead, key.shape[-2])
+    if isinstance(keep, Tensor) and keep.dtype == torch.bool and keep.device == key.device and keep.shape[-1:] == want[-1:]:
+        try:
+            return keep.expand(want).reshape(-1, want[-1])
+        except RuntimeError:
+            pass
+    raise SoftlookupError(f"keep: expected a boolean tensor that broadcasts to {want} on {key.device}, got {describe(keep)}")
 
 
 def _ready(
     query: Tensor, key: Tensor, value: Tensor, features: FeatureMap, keep: Tensor | None, first: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of queries and keys (B, H, N, F), 0 where a key is not real, and values with a 1 appended (B, H, S, Ev + 1)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Features of queries and keys (B, H, N, F), values with a 1 appended (B, H, S, Ev + 1), and log sizes of keys (B, H, S, 1)
+    if the map has them. Where a key is not real features are 0; where a query or key is not finite they are NaN."""
     if not isinstance(features, FeatureMap):
-        raise SoftlookupError(f"features: expected a FeatureMap, such as EluPlusOne(), got {type(features).__name__}")
-    if not query.dtype.itemsize > 2:  # sums of many terms
+        raise SoftlookupError(f"features: expected a FeatureMap, such as EluPlusOne(), got {describe(features)}")
+    if query.dtype.itemsize <= 2:  # sums of many terms
         query, key, value = query.float(), key.float(), value.float()
-    heads = query.shape[1]
-    of_query, of_key = features.query(query, first), features.key(key, first)
-    pairs = torch.cat([value, torch.ones_like(value[..., :1])], -1)
-    of_key, pairs = (x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1) for x in (of_key, pairs))
-    if of_query.shape[-1] != of_key.shape[-1]:
-        got = f"{of_query.shape[-1]} and {of_key.shape[-1]}"
-        raise SoftlookupError(f"features: expected as many of queries as of keys, got {got}")
     if keep is not None:
-        of_key = of_key.masked_fill(~keep[:, None, :, None], 0)
-    return of_query, of_key, pairs
+        left_out = ~keep[:, None, :, None]
+        key, value = key.masked_fill(left_out, 0), value.masked_fill(left_out, 0)
+    (query, bad_query), (key, bad_key) = scrub(query), scrub(key)
+    of_query = features.query(query, first)
+    of_key, size = features.sized(key, first)
+    heads, widths = query.shape[1], (of_query.shape[-1], of_key.shape[-1])
+    if of_query.shape[:-1] != query.shape[:-1] or of_key.shape[:-1] not in (key.shape[:-1], (*query.shape[:2], key.shape[2])):
+        got = f"{tuple(of_query.shape)} and {tuple(of_key.shape)}"
+        raise SoftlookupError(f"features: expected (B, H, L, F) of queries and (B, H or Hkv, S, F) of keys, got {got}")
+    if widths[0] != widths[1]:
+        raise SoftlookupError(f"features: expected as many of queries as of keys, got {widths[0]} and {widths[1]}")
+    pairs = torch.cat([value, torch.ones_like(value[..., :1])], -1)
+    if keep is not None:
+        of_key = of_key.masked_fill(left_out, 0)
+        size = None if size is None else size.masked_fill(left_out, _least(size))
+    if bad_query is not None:
+        of_query = of_query.masked_fill(bad_query, torch.nan)
+    if bad_key is not None:
+        pairs = pairs.masked_fill(bad_key, torch.nan)
+    of_key, pairs = _spread(of_key, heads), _spread(pairs, heads)
+    return of_query, of_key, pairs, None if size is None else _spread(size, heads)
 
 
-def _averaged(sums: Tensor) -> Tensor:
-    """Weighted sums (…, Ev + 1) by the sum of their weights, 0 where that is 0."""
+def _spread(x: Tensor, heads: int) -> Tensor:
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
+
+
+def _least(size: Tensor) -> float:
+    """The log size of no key at all; not -inf, whose differences are NaN."""
+    return torch.finfo(size.dtype).min
+
+
+def _averaged(sums: Tensor, top: Tensor | None) -> Tensor:
+    """Weighted sums (…, Ev + 1) by the sum of their weights, 0 where that is 0; top: the log sizes they are relative to."""
     total = sums[..., -1:]
-    return torch.where(total == 0, 0, sums[..., :-1] / torch.where(total == 0, 1, total))
+    nothing = total == 0
+    if top is not None and (nothing & (top > _least(top))).any():
+        raise SoftlookupError("features: expected queries and keys with a feature in common, got a query whose weights vanish")
+    return torch.where(nothing, 0, sums[..., :-1] / torch.where(nothing, 1, total))

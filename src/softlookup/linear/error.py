@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..errors import SoftlookupError
+from ..masks import describe
 from ..operator import attend
 from ..running import MaskLike
 
@@ -15,7 +18,8 @@ from ..running import MaskLike
 @dataclass(frozen=True)
 class Error:
     """relative: |approximate - exact| over |exact|, norms of all values together. worst: the same of the worst query.
-    cosine: mean cosine of a query's two values. explained: share of the variance of exact values over queries that is there."""
+    cosine: mean cosine of a query's two values. explained: share of the variance of exact values over the queries of a head
+    that is there, NaN where they do not vary, as with one query."""
 
     relative: float
     worst: float
@@ -38,14 +42,24 @@ def error_against_exact(
     *,
     mask: MaskLike | None = None,
 ) -> Error:
-    """How far `approximate(query, key, value)` is from `attend(query, key, value, mask=mask)`."""
-    exact = attend(query, key, value, mask=mask).double()
-    off = approximate(query, key, value).double() - exact
-    size = exact.norm(dim=-1)
-    spread = (exact - exact.mean(-2, keepdim=True)).square().sum()
+    """How far `approximate(query, key, value)` is from `attend(query, key, value, mask=mask)`, over the queries that see
+    something: whose exact value is not 0."""
+    exact = attend(query, key, value, mask=mask)
+    got = approximate(query, key, value)
+    if not isinstance(got, Tensor) or got.shape != exact.shape:
+        raise SoftlookupError(f"approximate: expected a tensor of shape {tuple(exact.shape)}, got {describe(got)}")
+    rounding = 16 * torch.finfo(exact.dtype).eps
+    exact, got = exact.double(), got.double()
+    seen = (exact != 0).any(-1)
+    if not seen.any():
+        raise SoftlookupError("error_against_exact: expected a query whose exact value is not 0, got none")
+    mean = exact.sum(-2, keepdim=True) / seen.sum(-1).clamp(min=1)[..., None, None]
+    spread, got, exact = (exact - mean)[seen].square().sum(), got[seen], exact[seen]
+    off, size = got - exact, exact.norm(dim=-1)
+    varies = spread > (rounding * exact.norm()) ** 2
     return Error(
         relative=float(off.norm() / exact.norm()),
-        worst=float((off.norm(dim=-1) / size.clamp(min=torch.finfo(torch.float64).tiny)).max()),
-        cosine=float(torch.cosine_similarity(exact + off, exact, -1).mean()),
-        explained=float(1 - off.square().sum() / spread),
+        worst=float((off.norm(dim=-1) / size).max()),
+        cosine=float(torch.cosine_similarity(got, exact, -1).mean()),
+        explained=float(1 - off.square().sum() / spread) if varies else math.nan,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import torch
@@ -18,11 +19,25 @@ class FeatureMap(nn.Module):
     then sums over keys mean the same however they are cut. A factor common to all features of a query cancels.
     """
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name in {"forward", "query", "key", "sized"} & vars(cls).keys():
+            signature = inspect.signature(vars(cls)[name])
+            try:
+                signature.bind("self", "x", 0)
+            except TypeError:
+                raise SoftlookupError(f"{cls.__name__}.{name}: expected (self, x, first), got {signature}") from None
+
     def query(self, x: Tensor, first: int = 0) -> Tensor:
         return self(x, first)
 
     def key(self, x: Tensor, first: int = 0) -> Tensor:
         return self(x, first)
+
+    def sized(self, x: Tensor, first: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Features of keys, each divided by the exp of the second, (…, N, 1), for maps whose features leave a float's range;
+        None: they are as `key` has them."""
+        return self.key(x, first), None
 
 
 class EluPlusOne(FeatureMap):
@@ -37,7 +52,12 @@ class ReLU(FeatureMap):
 
     def __init__(self, offset: float = 1e-3):
         super().__init__()
+        if not 0 <= offset < math.inf:
+            raise SoftlookupError(f"ReLU: expected a finite offset of at least 0, got {offset}")
         self.offset = offset
+
+    def extra_repr(self) -> str:
+        return f"{self.offset}"
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         return x.relu() + self.offset
@@ -77,11 +97,14 @@ class RandomFeatures(FeatureMap):
             raise SoftlookupError(f"RandomFeatures: expected kind 'positive' or 'trigonometric', got {kind!r}")
         self.width, self.features, self.kind, self.orthogonal = width, features, kind, orthogonal
         self.scale = width**-0.5 if scale is None else scale
+        if not 0 < self.scale < math.inf:
+            raise SoftlookupError(f"RandomFeatures: expected a finite scale above 0, got {scale}")
         self.register_buffer("w", torch.empty(features, width))
         self.draw(seed)
 
     def draw(self, seed: int) -> None:
         """Other random features, as training may want from time to time."""
+        self.seed = seed
         make = torch.Generator().manual_seed(seed)
         w = torch.randn(self.features, self.width, generator=make, dtype=torch.float64)
         if self.orthogonal:
@@ -92,21 +115,27 @@ class RandomFeatures(FeatureMap):
             w = torch.cat(blocks) * w.norm(dim=1, keepdim=True)
         self.w.copy_(w)
 
+    def extra_repr(self) -> str:
+        said = f"{self.width}, {self.features}, kind={self.kind!r}, scale={self.scale:.4g}, seed={self.seed}"
+        return said if self.orthogonal else f"{said}, orthogonal=False"
+
     def query(self, x: Tensor, first: int = 0) -> Tensor:
         """As `forward`, but for a factor of each query, which keeps exponentials in range."""
-        return self._features(x, of_query=True)
+        return self.sized(x, first)[0]
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
-        return self._features(x, of_query=False)
+        features, size = self.sized(x, first)
+        return features * size.exp()
 
-    def _features(self, x: Tensor, of_query: bool) -> Tensor:
+    def sized(self, x: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+        if x.shape[-1] != self.width:
+            raise SoftlookupError(f"RandomFeatures: expected rows of width {self.width}, got {x.shape[-1]}")
         x = x * self.scale**0.5
         turns, half = x @ self.w.to(x).T, x.square().sum(-1, keepdim=True) / 2
         if self.kind == "trigonometric":
-            size = torch.ones_like(half) if of_query else half.exp()
-            return torch.cat([turns.sin(), turns.cos()], -1) * size / math.sqrt(self.features)
-        size = turns - (turns.detach().amax(-1, keepdim=True) if of_query else half)
-        return size.exp() / math.sqrt(self.features)
+            return torch.cat([turns.sin(), turns.cos()], -1) / math.sqrt(self.features), half
+        most = turns.detach().amax(-1, keepdim=True)
+        return (turns - most).exp() / math.sqrt(self.features), most - half
 
 
 class Hedgehog(FeatureMap):
@@ -122,16 +151,19 @@ class Hedgehog(FeatureMap):
         self.of_key = nn.Parameter(torch.eye(width).repeat(heads, 1, 1))
 
     def query(self, x: Tensor, first: int = 0) -> Tensor:
-        return self._both(x @ self.of_query)
+        return self._both(x, self.of_query)
 
     def key(self, x: Tensor, first: int = 0) -> Tensor:
         """With a map for each query head, keys of fewer heads become as many."""
-        if x.shape[-3] != len(self.of_key):
-            x = x.repeat_interleave(len(self.of_key) // x.shape[-3], -3)
-        return self._both(x @ self.of_key)
+        heads, given = len(self.of_key), x.shape[-3]
+        return self._both(x if heads % given else x.repeat_interleave(heads // given, -3), self.of_key)
 
     @staticmethod
-    def _both(x: Tensor) -> Tensor:
+    def _both(x: Tensor, maps: Tensor) -> Tensor:
+        heads, width = maps.shape[:2]
+        if (x.shape[-3], x.shape[-1]) != (heads, width):
+            raise SoftlookupError(f"Hedgehog: expected {heads} heads of width {width}, got {x.shape[-3]} of {x.shape[-1]}")
+        x = x @ maps.to(x)
         return torch.cat([x.softmax(-1), (-x).softmax(-1)], -1)
 
 
@@ -145,9 +177,13 @@ class CosFormer(FeatureMap):
         at_least_one("CosFormer", length=length)
         self.length = length
 
+    def extra_repr(self) -> str:
+        return f"{self.length}"
+
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         if first + x.shape[-2] > self.length:
             raise SoftlookupError(f"CosFormer: expected at most {self.length} positions, got {first + x.shape[-2]}")
-        turn = torch.arange(first, first + x.shape[-2], device=x.device, dtype=x.dtype)[:, None] * (math.pi / 2 / self.length)
+        # In float64: in half precision there are no positions beyond 256.
+        turn = torch.arange(first, first + x.shape[-2], device=x.device, dtype=torch.float64) * (math.pi / 2 / self.length)
         x = x.relu()
-        return torch.cat([x * turn.cos(), x * turn.sin()], -1)
+        return torch.cat([x * turn.cos().to(x)[:, None], x * turn.sin().to(x)[:, None]], -1)

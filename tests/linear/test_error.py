@@ -1,0 +1,38 @@
+"""What an approximation costs, where the shares of it are not defined."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import softlookup as sl
+from softlookup import linear
+
+make = torch.Generator().manual_seed(0)
+q, k, v = (torch.randn(2, 3, 9, 4, generator=make) for _ in range(3))
+
+
+def halved(*x):
+    return sl.attend(*x) / 2
+
+
+def test_queries_that_see_nothing_do_not_count():
+    hidden = torch.ones(9, 9, dtype=torch.bool)
+    hidden[[0, 4]] = False
+    keep = [1, 2, 3, 5, 6, 7, 8]
+    got = linear.error_against_exact(halved, q, k, v, mask=hidden)
+    want = linear.error_against_exact(lambda *x: halved(*x), q[:, :, keep], k, v)
+    for name in ("relative", "worst", "cosine", "explained"):
+        assert getattr(got, name) == pytest.approx(getattr(want, name), rel=1e-6)
+    assert got.worst == got.relative == pytest.approx(0.5) and got.cosine == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_nothing_is_explained_where_values_do_not_vary(dtype):
+    one = linear.error_against_exact(halved, *(x[:, :, :1].to(dtype) for x in (q, k, v)))
+    same = linear.error_against_exact(halved, *(x.to(dtype) for x in (q, k, 0 * v + 0.7)))
+    for error in (one, same):
+        assert math.isnan(error.explained) and error.relative == pytest.approx(0.5, rel=1e-2)
+    assert "variance explained nan%" in str(one)
