@@ -72,6 +72,12 @@ _WRITABLE: dict[type, tuple[str, ...]] = {
 _BY_NAME = {kind.__name__: kind for kind in _WRITABLE}
 
 
+def writable(kind: type, *attributes: str) -> None:
+    """Let things of this kind be written down too, by these attributes, the arguments of its constructor."""
+    _WRITABLE[kind] = attributes
+    _BY_NAME[kind.__name__] = kind
+
+
 def written(thing: Any, tensors: list[Tensor]) -> str | None:
     """`thing` as text; its tensors are appended to `tensors`. None where it is of a kind that text cannot say."""
     if isinstance(thing, Tensor):

@@ -65,6 +65,16 @@ def test_every_engine_reads_blocks_of_any_size(engine):
         torch.testing.assert_close(stats.entropy, other.entropy, atol=2e-5, rtol=1e-5)
 
 
+def test_blocks_are_part_of_a_compiled_graph():
+    q, live = torch.randn(1, 2, 100, 8), torch.rand(2, 10, 5) < 0.5
+
+    def act(q: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+        return sl.attend(q, q, q, mask=sl.Causal() & sparse.Blocks(live, 10, 20)).relu()
+
+    got = torch.compile(act, backend="aot_eager", fullgraph=True)(q, live)
+    torch.testing.assert_close(got, act(q, live))
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

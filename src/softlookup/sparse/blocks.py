@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..compiled import writable
 from ..errors import SoftlookupError, at_least_one
 from ..masks import Dense, Extent, Mask, content, describe, pick
 from ..tile import Region, Tile
@@ -60,3 +61,6 @@ class Blocks(Mask):
 
     def at_heads(self, heads: Tensor) -> Mask | None:
         return Blocks(pick(self.live, -3, heads), self.rows, self.keys)
+
+
+writable(Blocks, "live", "rows", "keys")
