@@ -113,18 +113,19 @@ def _chunks(
         system = (b * _pairs(k, k, between)).tril(-1)
         both = torch.linalg.solve_triangular(system, b * torch.cat([v, held], -1), upper=False, unitriangular=True)
         v, read = both.split([v.shape[-1], held.shape[-1]], -1)
-    if kept is None and read is None:
-        after = (late.mT @ v).cumsum(2) + state[:, :, None]
-        before, state = torch.cat([state[:, :, None], after[:, :, :-1]], 2), after[:, :, -1]
+    befores = []
+    if read is None:
+        for new, keep in zip((late.mT @ v).unbind(2), [None] * q.shape[2] if kept is None else kept.unbind(2), strict=True):
+            befores.append(state)
+            state = new + (state if keep is None else keep * state)
+        before = torch.stack(befores, 2)
     else:
-        befores = []
         steps = [[None] * q.shape[2] if x is None else x.unbind(2) for x in (late.mT, v, read, kept)]
         for to, new, of, keep in zip(*steps, strict=True):
             befores.append(state)
-            new = new if of is None else new - of @ state
-            state = to @ new + (state if keep is None else keep * state)
+            state = to @ (new - of @ state) + (state if keep is None else keep * state)
         before = torch.stack(befores, 2)
-        v = v if read is None else v - read @ before
+        v = v - read @ before
     return (q @ before + pairs.tril() @ v).flatten(2, 3)[:, :, :length], state
 
 
