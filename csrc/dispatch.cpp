@@ -19,6 +19,7 @@
     bool decode(const sl_lookup&, const sl_part&, int64_t, int64_t, int64_t, int64_t);                                     \
     void finish(const sl_lookup&, const sl_summary&, int64_t, int64_t, sl_part*, int64_t);                                 \
     void fold(const sl_fold&, int64_t, int64_t);                                                                           \
+    void recurrence(const sl_sequence&, int64_t, int64_t);                                                                 \
     }
 KERNELS(base)
 #ifdef SL_X86
@@ -38,6 +39,7 @@ struct Kernels {
     decltype(&base::decode) decode;
     decltype(&base::finish) finish;
     decltype(&base::fold) fold;
+    decltype(&base::recurrence) recurrence;
 };
 
 // The best that the processor has, or less where SOFTLOOKUP_INSTRUCTIONS names less (for tests and comparisons).
@@ -47,11 +49,11 @@ Kernels choose() {
 #ifdef SL_X86
     if (allowed("AVX-512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        return {"AVX-512", avx512::forward, avx512::entmax, avx512::backward, avx512::backward_of_few, avx512::received, avx512::decode, avx512::finish, avx512::fold};
+        return {"AVX-512", avx512::forward, avx512::entmax, avx512::backward, avx512::backward_of_few, avx512::received, avx512::decode, avx512::finish, avx512::fold, avx512::recurrence};
     if (allowed("AVX2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return {"AVX2", avx2::forward, avx2::entmax, avx2::backward, avx2::backward_of_few, avx2::received, avx2::decode, avx2::finish, avx2::fold};
+        return {"AVX2", avx2::forward, avx2::entmax, avx2::backward, avx2::backward_of_few, avx2::received, avx2::decode, avx2::finish, avx2::fold, avx2::recurrence};
 #endif
-    return {"portable", base::forward, base::entmax, base::backward, base::backward_of_few, base::received, base::decode, base::finish, base::fold};
+    return {"portable", base::forward, base::entmax, base::backward, base::backward_of_few, base::received, base::decode, base::finish, base::fold, base::recurrence};
 }
 
 const Kernels& kernels() {
@@ -207,4 +209,12 @@ extern "C" int32_t sl_decode(const sl_lookup* lookup, const sl_summary* out) try
     return 0;
 } catch (...) {
     return 2;
+}
+
+extern "C" int32_t sl_recur(const sl_sequence* sequence) {
+    const sl_sequence& s = *sequence;
+    return outcome(s.batch * s.heads, s.threads, [&](int64_t bh) {
+        kernels().recurrence(s, bh / s.heads, bh % s.heads);
+        return true;
+    });
 }

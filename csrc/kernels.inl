@@ -6,6 +6,7 @@
 #include "fold.h"
 #include "forward.h"
 #include "received.h"
+#include "recurrence.h"
 
 namespace SL_ISA {
 
@@ -44,5 +45,7 @@ void finish(const sl_lookup& l, const sl_summary& out, int64_t b, int64_t g, sl_
 }
 
 void fold(const sl_fold& f, int64_t row0, int64_t row1) { fold_rows(f, row0, row1); }
+
+void recurrence(const sl_sequence& s, int64_t b, int64_t h) { recur(s, b, h); }
 
 }  // namespace SL_ISA

@@ -152,5 +152,17 @@ SL_PUBLIC int32_t sl_decode(const sl_lookup* lookup, const sl_summary* out);
 
 SL_PUBLIC void sl_fold_block(const sl_fold* fold);
 
+// Steps of linear attention: query, key (B, H, L, E), value (B, H, L, Ev); state (B, H, E, Ev) contiguous, before them and then
+// after; out (B, H, L, Ev) contiguous. What is not finite reaches steps that do not read it.
+struct sl_sequence {
+    int64_t batch, heads, steps, width, value_width;
+    sl_tensor query, key, value;
+    float *state, *out;
+    int32_t threads;
+};
+
+// 0, or 2 where memory ran out: the state is then not to be used.
+SL_PUBLIC int32_t sl_recur(const sl_sequence* sequence);
+
 SL_PUBLIC const char* sl_instructions(void);  // which set of vector instructions was chosen for this processor
 }

@@ -295,6 +295,33 @@ void check_fold(Judge& judge) {
     judge.same("fold", "best", best, argmax, 0);
 }
 
+// Steps of linear attention, one after another.
+void check_recurrence(Judge& judge) {
+    const int64_t batch = pick({1, 2}), heads = pick({1, 3}), steps = pick({1, 5, 47, 48, 49, 150}), width = pick({1, 8, 17, 64});
+    const int64_t value_width = pick({1, 9, 16, 65}), all = batch * heads, gap = pick({0, 3});
+    const auto some = [&](int64_t count) {
+        Numbers x(count);
+        for (float& each : x) each = number();
+        return x;
+    };
+    const int64_t row = width + gap, value_row = value_width + gap;
+    const Numbers query = some(all * steps * row), key = some(all * steps * row), value = some(all * steps * value_row);
+    Numbers state = some(all * width * value_width), out(all * steps * value_width, HOLE);
+    Exact sums(state.begin(), state.end()), want(out.size());
+    for (int64_t t = 0; t < all * steps; ++t)
+        for (int64_t e = 0; e < value_width; ++e)
+            for (int64_t d = 0; d < width; ++d) {
+                double& s = sums[(t / steps * width + d) * value_width + e];
+                s += (double)key[t * row + d] * value[t * value_row + e];
+                want[t * value_width + e] += query[t * row + d] * s;
+            }
+    const auto tensor = [&](const Numbers& x, int64_t wide) { return sl_tensor{x.data(), heads * steps * wide, steps * wide, wide}; };
+    const sl_sequence sequence{batch, heads, steps, width, value_width, tensor(query, row), tensor(key, row), tensor(value, value_row), state.data(), out.data(),
+                               (int32_t)pick({1, 3})};
+    judge.result("recur", sl_recur(&sequence), 0);
+    judge.same("recur", "out", out, want), judge.same("recur", "state", state, sums);
+}
+
 void check(int64_t number, Judge& judge) {
     Case c((uint64_t)number);
     about = "case " + std::to_string(number) + " (" + c.describe() + ")";
@@ -312,6 +339,7 @@ void check(int64_t number, Judge& judge) {
     stand(false);
     check_entmax(c, pairs, judge);
     check_fold(judge);
+    check_recurrence(judge);
 
     c.query.all.back() = INF;  // whichever kernel meets it says so
     Output out(c.l);

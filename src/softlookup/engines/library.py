@@ -123,6 +123,16 @@ class Fold(ctypes.Structure):
     ]
 
 
+class Sequence(ctypes.Structure):
+    _fields_ = [
+        *((name, _i64) for name in ("batch", "heads", "steps", "width", "value_width")),
+        *((name, Strided) for name in ("query", "key", "value")),
+        ("state", _pointer),
+        ("out", _pointer),
+        ("threads", ctypes.c_int32),
+    ]
+
+
 @cache
 def load() -> tuple[ctypes.CDLL | None, str]:
     """The library, or None and why there is none; loaded once."""
@@ -145,6 +155,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     few.restype, few.argtypes = library.sl_backward.restype, library.sl_backward.argtypes
     library.sl_received.restype = ctypes.c_int32
     library.sl_received.argtypes = [ctypes.POINTER(Lookup), _pointer, _pointer, _pointer]
+    library.sl_recur.restype, library.sl_recur.argtypes = ctypes.c_int32, [ctypes.POINTER(Sequence)]
     library.sl_fold_block.restype = None
     library.sl_fold_block.argtypes = [ctypes.POINTER(Fold)]
     return library, library.sl_instructions().decode()

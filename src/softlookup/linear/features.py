@@ -44,7 +44,7 @@ class EluPlusOne(FeatureMap):
     """phi(x) = elu(x) + 1 (Katharopoulos et al. 2020, eq. 7). F = E."""
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
-        return elu(x) + 1
+        return elu(x).add_(1)
 
 
 class ReLU(FeatureMap):

@@ -1,9 +1,8 @@
 """Blocks of keys chosen by what they could weigh, and what is certain about those that were not.
 
 Of the keys of a block only the least, the largest and the mean of each dimension are looked at (`boxes.py`). Blocks are chosen
-for whole blocks of queries, best first. What the others could weigh, over that and what was read, bounds the
-share of a query's weight that is missed: a theorem for any queries and keys, though an empty one where keys within a block
-differ much.
+for whole blocks of queries, best first. What the others could weigh, over that and what was read, bounds the share of a query's
+weight that is missed: a theorem for any queries and keys, though an empty one where keys within a block differ much.
 """
 
 from __future__ import annotations
