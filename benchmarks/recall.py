@@ -32,7 +32,7 @@ pairs fails only where n is about 64^2 / (2 log(V / 2)), above 200, and a failur
 
 Vocabularies are 8,192, or 512 where exact attention does not learn 8,192 in 60 minutes of one thread, and 256 for 64 pairs.
 Training: Adam, a warm-up, then a constant rate that goes down to 0 over the last fifth of the steps; it ends once recall of
-held-out sequences was 99 % twice. The rate is the best of three on 400 steps of the smallest setting. A run begins with the
+held-out sequences was 99 % twice. The rate is the best of three on 300 steps of the smallest setting. A run begins with the
 weights of the same mechanism in the setting before, if the vocabulary is the same. No run takes more than 60 minutes.
 """
 
@@ -56,7 +56,7 @@ from softlookup import linear
 from softlookup.files import write, write_text
 
 WIDTH, POWER = 64, 0.01
-RATES, PROBE = (1e-3, 3e-3, 1e-2), 400
+RATES, PROBE = (1e-3, 3e-3, 1e-2), 300
 WARMUP, EVERY, HELD_OUT = 100, 100, 512
 LEARNED, ENOUGH = 0.9, 0.99
 """Recall below which a mechanism has failed, and twice which a run ends."""
