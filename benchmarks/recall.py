@@ -72,21 +72,18 @@ class Setting:
     length: int
     pairs: int
     vocabularies: tuple[int, ...]
+    batch: int
     steps: int = 8000
-
-    @property
-    def batch(self) -> int:
-        return min(64, 8192 // self.length)
 
     def __str__(self) -> str:
         return f"({self.length}, {self.pairs})"
 
 
 SETTINGS = (
-    Setting(64, 4, (8192, 512)),
-    Setting(128, 8, (8192, 512)),
-    Setting(256, 16, (8192, 512)),
-    Setting(512, 64, (256,)),
+    Setting(64, 4, (8192, 512), 64),
+    Setting(128, 8, (8192, 512), 64),
+    Setting(256, 16, (8192, 512), 32),
+    Setting(512, 64, (256,), 16),
 )
 FIRST_BELOW = {"exact": "none", "linear": "(256, 16)", "gated": "(512, 64)", "delta": "none"}
 """The predictions."""
