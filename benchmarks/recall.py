@@ -33,8 +33,8 @@ pairs fails only where n is about 64^2 / (2 log(V / 2)), above 200, and a failur
 Vocabularies are 8,192, or 512 where exact attention does not learn 8,192 in 60 minutes of one thread, and 256 for 64 pairs.
 Training: Adam, a warm-up, then a constant rate that goes down to 0 over the last fifth of the steps; it ends once recall of
 held-out sequences was 99 % twice. The rate is the best of three on 300 steps of the smallest setting. A run begins with the
-weights of the same mechanism in the setting before, if the vocabulary is the same. None takes more than 60 minutes of the
-processor.
+weights of the same mechanism in the setting before; of its embedding with as many keys and values as there are. None takes more
+than 60 minutes of the processor.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Setting:
 
 SETTINGS = (
     Setting(64, 4, (8192, 512), 64),
-    Setting(128, 8, (8192, 512), 64),
+    Setting(128, 8, (8192, 512), 64, 7000),
     Setting(256, 16, (8192, 512), 32),
     Setting(512, 64, (256,), 16),
 )
@@ -170,7 +170,8 @@ class Model(nn.Module):
 
 
 class Training:
-    """A run, which goes on where its checkpoint ends."""
+    """A run, which goes on where its checkpoint ends, and begins with the weights in `start`, of a vocabulary that is no
+    smaller."""
 
     def __init__(self, setting: Setting, mixer: str, vocabulary: int, rate: float, path: Path, start: Path | None = None):
         self.setting, self.vocabulary, self.rate, self.path = setting, vocabulary, rate, path
@@ -184,7 +185,10 @@ class Training:
             self.optimizer.load_state_dict(kept["optimizer"])
             self.step, self.seconds, self.curve = kept["step"], kept["seconds"], kept["curve"]
         elif start is not None:
-            self.model.load_state_dict(torch.load(start)["model"])
+            begun = torch.load(start)["model"]
+            keys, values = begun["embedding.weight"].chunk(2)
+            begun["embedding.weight"] = torch.cat([keys[: vocabulary // 2], values[: vocabulary // 2]])
+            self.model.load_state_dict(begun)
 
     def save(self) -> None:
         file = io.BytesIO()
@@ -268,6 +272,10 @@ class Table:
             self.save()
         return float(self.rates[mixer]["rate"])
 
+    def path_of(self, setting: Setting, mixer: str, vocabulary: int) -> Path:
+        """Of the checkpoint of a run."""
+        return self.folder / f"{mixer}-{setting.length}-{setting.pairs}-{vocabulary}.pt"
+
     def found(self, setting: Setting, mixer: str, vocabulary: int | None = None) -> dict[str, Any] | None:
         """The last run of it, of any vocabulary by default."""
         for run in reversed(self.runs):
@@ -281,10 +289,11 @@ class Table:
         if (known := self.found(setting, mixer, vocabulary)) is not None:
             return known
         rate = self.rate(mixer)
-        paths = {s: self.folder / f"{mixer}-{s.length}-{s.pairs}-{vocabulary}.pt" for s in SETTINGS}
-        before = [path for s, path in paths.items() if s.length < setting.length and path.exists()]
+        smaller = [(s, v) for s in SETTINGS if s.length < setting.length for v in s.vocabularies if v >= vocabulary]
+        before = [path for s, v in smaller if (path := self.path_of(s, mixer, v)).exists()]
         print(f"{mixer} {setting} of {vocabulary} at {rate}", flush=True)
-        training = Training(setting, mixer, vocabulary, rate, paths[setting], before[-1] if before else None)
+        path = self.path_of(setting, mixer, vocabulary)
+        training = Training(setting, mixer, vocabulary, rate, path, before[-1] if before else None)
         training.go()
         self.runs.append(
             {

@@ -72,6 +72,16 @@ def test_a_run_that_was_stopped_goes_on_the_same(mixer, tmp_path, monkeypatch):
     torch.testing.assert_close(got.model.state_dict(), want.model.state_dict(), rtol=0, atol=0)
 
 
+def test_a_smaller_vocabulary_begins_with_the_weights_of_a_larger_one(tmp_path):
+    large = Training(SMALL, "exact", 64, 3e-3, tmp_path / "large.pt")
+    large.go(1)
+    small = Training(SMALL, "exact", 32, 3e-3, tmp_path / "small.pt", tmp_path / "large.pt")
+    tokens, at, _ = sequences(SMALL, 32, 4, 0)
+    logits = large.model(torch.where(tokens < 16, tokens, tokens + 16), at)
+    torch.testing.assert_close(small.model(tokens, at), torch.cat([logits[..., :16], logits[..., 32:48]], -1))
+    assert small.step == 0
+
+
 def test_what_is_known_is_not_trained_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("benchmarks.recall.SETTINGS", (SMALL,))
     table = Table(tmp_path / "recall.json", tmp_path)
