@@ -67,4 +67,4 @@ docs: $(READY)  ## build the site into site/
 	$(BIN)/mkdocs build --strict
 
 clean:  ## remove .venv and what was built
-	rm -rf .venv build dist site benchmarks/*.json smollm2-report.html
+	rm -rf .venv build dist site $(filter-out benchmarks/recall.json,$(wildcard benchmarks/*.json)) smollm2-report.html
