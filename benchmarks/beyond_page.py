@@ -1,9 +1,12 @@
-"""The page that compares what lies beyond softmax over all pairs, of what `beyond.py` has measured."""
+"""The page that compares what lies beyond softmax over all pairs, of what `beyond.py` and `recall.py` have measured."""
 
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import Any
+
+import recall
 
 Part = dict[str, Any]
 
@@ -16,9 +19,12 @@ def page(kept: dict[str, Part]) -> str:
             page, figures and all. Nothing is trained or fitted to the model: one that was trained with a mechanism may lose
             little by it, and what is called an error here is a distance from the softmax that this one was trained with."""),
     ]
-    for name, lines_of in (("error", of_error), ("cost", of_cost), ("hierarchy", of_hierarchy)):
+    for name, lines_of in (("error", of_error), ("cost", of_cost)):
         if name in kept:
             lines += lines_of(kept[name])
+    lines += of_recall()
+    if "hierarchy" in kept:
+        lines += of_hierarchy(kept["hierarchy"])
     return "\n\n".join(lines) + "\n"
 
 
@@ -49,6 +55,18 @@ def of_cost(part: Part) -> list[str]:
             Beyond {part["tokens"]:,} tokens the same queries, keys and values are repeated (synthetic). What would have taken
             over a minute is left out."""),
         table(["tokens", "", *(f"{n:,}" for n in lengths)], cells),
+    ]
+
+
+def of_recall() -> list[str]:
+    head, *rows = recall.Table(recall.RESULTS, Path()).summary()
+    return [
+        "## Associative recall",
+        prose("""Models of two layers of width 64 read pairs of a key and a value, then keys again, and are asked for their
+            values (Arora et al. 2023): the share that is right by (length, pairs), and where it falls below 90 % first, beside
+            what was predicted before any was trained. `python benchmarks/recall.py` trains them, an hour each at most, and has
+            the predictions' sources; an empty cell is not trained yet."""),
+        table(head, rows),
     ]
 
 

@@ -320,16 +320,21 @@ class Table:
             for mixer in MIXERS:
                 self.run(setting, mixer, vocabulary)
 
-    def report(self) -> None:
-        print("| mechanism | " + " | ".join(map(str, SETTINGS)) + " | first below 90 % | predicted | |")
-        print("|---" * (len(SETTINGS) + 4) + "|")
+    def summary(self) -> list[list[str]]:
+        """Cells, the head first: recall by setting, where it falls below 90 % first, and what was predicted."""
+        rows = [["mechanism", *map(str, SETTINGS), "first below 90 %", "predicted", ""]]
         for mixer in MIXERS:
             runs = [self.found(setting, mixer) for setting in SETTINGS]
             cells = ["" if run is None else f"{run['recall']:.1%} of V = {run['vocabulary']:,}" for run in runs]
             below = [str(s) for s, run in zip(SETTINGS, runs, strict=True) if run is not None and run["recall"] < LEARNED]
             first = below[0] if below else "none" if None not in runs else "not yet known"
             verdict = "" if first == "not yet known" else "hit" if first == FIRST_BELOW[mixer] else "miss"
-            print(f"| {mixer} | " + " | ".join(cells) + f" | {first} | {FIRST_BELOW[mixer]} | {verdict} |")
+            rows.append([mixer, *cells, first, FIRST_BELOW[mixer], verdict])
+        return rows
+
+    def report(self) -> None:
+        for row in self.summary():
+            print(f"| {' | '.join(row)} |")
         for run in self.runs:
             said = f"({run['length']}, {run['pairs']}) of {run['vocabulary']:,}"
             print(f"{run['mixer']:7s} {said:20s} rate {run['rate']}  {run['steps']:6d} steps  {run['seconds']:5d} s")
