@@ -95,5 +95,5 @@ def test_what_is_known_is_not_trained_again(tmp_path, monkeypatch, capsys):
     assert (again.rates, again.runs) == (table.rates, table.runs) and not list(tmp_path.glob("*.pt"))
     again.report()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2] == "| exact | 99.5% of V = 32 | none | none | hit |"
-    assert lines[3] == "| linear | 30.0% of V = 32 | (16, 2) | (256, 16) | miss |"
+    assert lines[1] == "| exact | 99.5% of V = 32 | none | none | hit |"
+    assert lines[2] == "| linear | 30.0% of V = 32 | (16, 2) | (256, 16) | miss |"
