@@ -52,8 +52,8 @@ def of_cost(part: Part) -> list[str]:
     return [
         "## Time",
         prose(f"""Seconds of a causal forward of one layer, 9 heads of 64, on {part["threads"]} cores ({part["machine"]}).
-            Beyond {part["tokens"]:,} tokens the same queries, keys and values are repeated (synthetic). What was expected to take
-            over a minute is left out."""),
+            Beyond {part["tokens"]:,} tokens the same queries, keys and values are repeated (synthetic). What was expected to
+            take over a minute is left out."""),
         table(["tokens", "", *(f"{n:,}" for n in lengths)], cells),
     ]
 

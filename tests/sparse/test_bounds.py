@@ -108,6 +108,19 @@ def test_gradients_statistics_and_shapes():
     torch.testing.assert_close(alone.value, found.value[0, 0, 0])
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_certificates_hold_in_half_precision(autocast):
+    torch.manual_seed(0)
+    q, key, value = (torch.randn(1, 2, 300, 16) for _ in range(3))
+    q, key, value = (q * 6, key, value) if autocast else ((q * 6).bfloat16(), key.bfloat16(), value.bfloat16())
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found = sparse.attend(q, key, value, k=3, rows=32, keys=16)
+        again = sparse.missed(q, key, found.mask, found.stats.logsumexp)
+    assert found.value.dtype == torch.bfloat16 and found.missed.dtype == torch.float32
+    assert (truth(q.bfloat16(), key.bfloat16(), found.mask, False) <= found.missed).all()
+    torch.testing.assert_close(again, found.missed)
+
+
 def test_long_inputs_are_looked_at_in_parts(monkeypatch):
     q, key, _ = clusters(500, 8, 5, heads=4)
     want = sparse.top_blocks(q, key, tolerance=0.01, causal=True, rows=16, keys=16).live
@@ -132,5 +145,10 @@ def test_what_cannot_be_is_one_line(arguments, said):
     with pytest.raises(sl.SoftlookupError) as error:
         sparse.top_blocks(torch.randn(1, 2, 5, 4), torch.randn(1, 2, 6, 4), **arguments)
     assert str(error.value) == said
+    q, blocks = torch.randn(1, 2, 5, 4), sparse.Blocks(torch.ones(1, 1).bool())
+    with pytest.raises(sl.SoftlookupError, match=r"logsumexp: expected shape \(1, 2, 5\), got \(5,\)"):
+        sparse.missed(q, q, blocks, torch.zeros(5))
+    with pytest.raises(sl.SoftlookupError, match=r"Blocks: expected \(1, 2, 1, 1\) blocks"):
+        sparse.missed(q, q, sparse.Blocks(torch.ones(2, 2).bool()), torch.zeros(1, 2, 5))
     with pytest.raises(sl.SoftlookupError, match="query, key: expected finite numbers"):
         sparse.top_blocks(torch.full((1, 2, 5, 4), math.nan), torch.randn(1, 2, 6, 4), k=1)

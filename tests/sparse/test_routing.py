@@ -52,6 +52,15 @@ def test_k_means_finds_clusters_that_are_there():
     assert (stats.visible == 50).all()
 
 
+def test_a_key_that_is_not_finite_leaves_other_clusters_alone():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 1, 60, 8), torch.randn(1, 1, 60, 8), torch.randn(1, 1, 60, 8)
+    bad = k.clone()
+    bad[0, 0, 7] = torch.nan
+    _, stats = sparse.route(q, bad, v, clusters=6, stats=("visible",))
+    assert stats.visible.unique().numel() > 1 and stats.visible.max() < 50
+
+
 def test_blocks_of_other_clusters_are_skipped():
     """One key of another cluster that is not finite spoils nobody else."""
     q = torch.eye(2).repeat_interleave(200, 0)[None, None]

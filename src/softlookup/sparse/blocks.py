@@ -37,7 +37,8 @@ class Blocks(Mask):
     def visible(self, tile: Tile) -> Tensor:
         at = self._in_blocks(tile.region)
         live = Tile(at, tile.positions, tile.group).pick(self.live)
-        return live[..., tile.rows // self.rows - at.row0, :][..., tile.j[0] // self.keys - at.j0]
+        rows, keys = (x.to(live.device) for x in (tile.rows // self.rows - at.row0, tile.j[0] // self.keys - at.j0))
+        return live[..., rows, :][..., keys].to(tile.i.device)
 
     def extent(self, region: Region) -> Extent:
         return Dense(self.live).extent(self._in_blocks(region))

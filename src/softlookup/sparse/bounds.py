@@ -17,6 +17,7 @@ from .. import operator
 from ..errors import SoftlookupError, at_least_one
 from ..masks import Causal, Mask
 from ..problem import flatten
+from ..running import autocast, without_autocast
 from ..summary import Stats
 from .blocks import KEYS, ROWS, Blocks
 from .boxes import Boxes
@@ -51,6 +52,7 @@ def attend(
     query: (…, H, L, E); key: (…, Hkv, S, E); value: (…, Hkv, S, Ev). Arguments are those of `top_blocks`. Gradients are those
     of attention to these blocks.
     """
+    query, key, value = autocast(query, key, value)
     blocks, left = _chosen(query, key, k, tolerance, causal, scale, by, rows, keys)
     mask = Causal() & blocks if causal else blocks
     found, read = operator.attend(query, key, value, mask=mask, scale=scale, stats=("logsumexp", *stats))
@@ -83,6 +85,7 @@ def top_blocks(
             best of a query, for the query to which it matters most.
         rows, keys: per block.
     """
+    query, key = autocast(query, key)
     return _chosen(query, key, k, tolerance, causal, scale, by, rows, keys)[0]
 
 
@@ -107,27 +110,34 @@ def _chosen(
     if by not in ("upper", "mean"):
         raise SoftlookupError(f"top_blocks: expected by 'upper' or 'mean', got {by!r}")
     q, keys_of, _, _ = flatten(query, key, None)
-    boxes = Boxes.of(q, keys_of, causal, scale, rows, keys)
-    live, left = [], []
-    for some, panel in boxes.panels(q):
-        always, never, real = boxes.always[some], boxes.never[some], boxes.real(some)
-        lower, upper = (x.masked_fill_((always | never)[:, None], -math.inf) for x in (boxes.lower(panel), boxes.upper(panel)))
-        best = lower.amax(-1, keepdim=True)
-        worth = (upper if by == "upper" else lower) - best
-        worth = worth.masked_fill_(~real[..., None], -math.inf).amax(-2).masked_fill_(always, math.inf)
-        order = worth.masked_fill_(never, -math.inf).argsort(-1, descending=True)
-        if tolerance is None:
-            number = torch.full_like(order[..., :1], k)  # type: ignore[arg-type]
-        else:
-            at = order[..., None, :].expand_as(upper)
-            least, most = ((x - best).exp_().nan_to_num_(0, math.inf).gather(-1, at) for x in (lower, upper))
-            after = most.flip(-1).cumsum(-1).flip(-1)[..., 1:]
-            more = (after > tolerance / (1 - tolerance) * least.cumsum(-1)[..., :-1]) & real[..., None]
-            number = more.any(-2).sum(-1, keepdim=True) + 1
-        first = torch.arange(boxes.blocks, device=q.device) < torch.maximum(number, always.sum(-1, keepdim=True))
-        live.append(torch.zeros_like(first).scatter_(-1, order, first) & ~never)
-        left.append(upper.masked_fill_(live[-1][..., None, :], -math.inf).logsumexp(-1))
+    with without_autocast(q.device.type):
+        boxes = Boxes.of(q, keys_of, causal, scale, rows, keys)
+        found = [_of_panel(boxes, some, panel, k, tolerance, by) for some, panel in boxes.panels(q)]
+    live, left = zip(*found, strict=True)
     return Blocks(torch.cat(live, 2), rows, keys), torch.cat(left, 2)
+
+
+def _of_panel(
+    boxes: Boxes, some: slice, panel: Tensor, k: int | None, tolerance: float | None, by: str
+) -> tuple[Tensor, Tensor]:
+    """For some blocks of queries which of keys to read (B, H, P, N), and the log of what the others may weigh (B, H, P, R)."""
+    always, never, real = boxes.always[some], boxes.never[some], boxes.real(some)
+    lower, upper = (x.masked_fill_((always | never)[:, None], -math.inf) for x in (boxes.lower(panel), boxes.upper(panel)))
+    best = lower.amax(-1, keepdim=True)
+    worth = (upper if by == "upper" else lower) - best
+    worth = worth.masked_fill_(~real[..., None], -math.inf).amax(-2).masked_fill_(always, math.inf)
+    order = worth.masked_fill_(never, -math.inf).argsort(-1, descending=True)
+    if tolerance is None:
+        number = torch.full_like(order[..., :1], k)  # type: ignore[arg-type]
+    else:
+        at = order[..., None, :].expand_as(upper)
+        least, most = ((x - best).exp_().nan_to_num_(0, math.inf).gather(-1, at) for x in (lower, upper))
+        after = most.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+        more = (after > tolerance / (1 - tolerance) * least.cumsum(-1)[..., :-1]) & real[..., None]
+        number = more.any(-2).sum(-1, keepdim=True) + 1
+    first = torch.arange(boxes.blocks, device=order.device) < torch.maximum(number, always.sum(-1, keepdim=True))
+    live = torch.zeros_like(first).scatter_(-1, order, first) & ~never
+    return live, upper.masked_fill_(live[..., None, :], -math.inf).logsumexp(-1)
 
 
 @torch.no_grad()
@@ -136,12 +146,17 @@ def missed(
 ) -> Tensor:
     """(…, H, L) an upper bound on the share of a query's weight that lies outside of the blocks; 1 says nothing. logsumexp:
     (…, H, L), of the scaled dot-product scores of the visible keys in them."""
-    q, keys_of, _, _ = flatten(query, key, None)
-    boxes = Boxes.of(q, keys_of, causal, scale, blocks.rows, blocks.keys)
-    live, left = blocks.live.expand(*q.shape[:2], -1, -1), []
-    for some, panel in boxes.panels(q):
-        known = live[:, :, some] | boxes.never[some]
-        left.append(boxes.upper(panel).masked_fill_(known[..., None, :], -math.inf).logsumexp(-1))
+    query, key = autocast(query, key)
+    q, keys_of, _, shapes = flatten(query, key, None)
+    blocks.check(q.shape[0], q.shape[1], q.shape[2], keys_of.shape[2])
+    if tuple(logsumexp.shape) != (want := tuple(shapes.restore(q[..., 0]).shape)):
+        raise SoftlookupError(f"logsumexp: expected shape {want}, got {tuple(logsumexp.shape)}")
+    live, left = blocks.live.to(q.device).expand(*q.shape[:2], -1, -1), []
+    with without_autocast(q.device.type):
+        boxes = Boxes.of(q, keys_of, causal, scale, blocks.rows, blocks.keys)
+        for some, panel in boxes.panels(q):
+            known = live[:, :, some] | boxes.never[some]
+            left.append(boxes.upper(panel).masked_fill_(known[..., None, :], -math.inf).logsumexp(-1))
     return _share(torch.cat(left, 2), logsumexp)
 
 

@@ -17,7 +17,7 @@ def big_bird(
     length: tokens, as queries and as keys. window: odd. block: tokens per block. heads: random blocks are drawn for each.
     """
     at_least_one("big_bird", length=length, window=window, block=block, heads=heads)
-    if window % 2 == 0 or min(first, random) < 0:
+    if window % 2 == 0 or not (isinstance(first, int) and isinstance(random, int) and min(first, random) >= 0):
         raise SoftlookupError(f"big_bird: expected an odd window and numbers of blocks >= 0, got {window}, {first}, {random}")
     i, j = torch.meshgrid(*2 * [torch.arange(-(-length // block))], indexing="ij")
     live = ((i - j).abs() <= window // 2) | (i < first) | (j < first)

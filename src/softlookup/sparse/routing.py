@@ -17,7 +17,8 @@ from torch.nn.functional import normalize
 from .. import operator
 from ..errors import SoftlookupError, at_least_one
 from ..masks import Documents, Extent, Mask, content, extremes
-from ..problem import flatten
+from ..problem import flatten, scrub
+from ..running import autocast, without_autocast
 from ..summary import Stats
 from ..tile import Region, Tile
 
@@ -57,6 +58,7 @@ def route(
         (…, H, L, Ev), 0 for a query that sees no key of its cluster, and statistics if any are named.
     """
     at_least_one("route", clusters=clusters)
+    query, key, value = autocast(query, key, value)
     q, k, v, shapes = flatten(query, key, value)
     assert v is not None
     (batch, heads, length, _), total = q.shape, k.shape[2]
@@ -66,8 +68,10 @@ def route(
         raise SoftlookupError(f"route: expected statistics that do not tell positions, got {', '.join(sorted(of_position))}")
     k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    centres = k_means(k, clusters, seed)
-    (ids, order), (key_ids, key_order) = (_sorted(x, centres) for x in (q, k))
+    with without_autocast(q.device.type):
+        fit = scrub(k)[0]  # a key that is not finite belongs anywhere, and says nothing about where others do
+        centres = k_means(fit, clusters, seed)
+        (ids, order), (key_ids, key_order) = (_sorted(x, centres) for x in (q, fit))
     mask: Mask = Documents(key_ids, ids)
     if causal:
         mask = mask & _Before(key_order, order)
