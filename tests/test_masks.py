@@ -205,6 +205,13 @@ def test_covers_of_simple_masks_are_exact():
     assert (sl.Causal() | sl.Prefix(20)).cover(region(8, 16, 16, 20)) is Cover.FULL
 
 
+def test_where_no_key_can_be_seen_values_are_0():
+    q = torch.randn(1, 2, 300, 8)
+    none = sl.Lengths(torch.tensor([0]))
+    for mask in (none & torch.ones(300, 1, dtype=torch.bool), none & sl.Documents(torch.arange(300) // 10)):
+        assert (sl.attend(q, q, q, mask=mask) == 0).all()
+
+
 def test_a_mask_over_a_million_keys_is_asked_about_one_tile():
     n = 2**20
     half = torch.arange(n) >= n // 2

@@ -347,6 +347,20 @@ def test_sigmoid_is_each_key_for_itself():
     torch.testing.assert_close(few, sl.attend(q.abs() * 50, key[:, :, :4], far[:, :, :4], normalizer=sl.Sigmoid(0.0)))
 
 
+def test_the_threshold_of_sigmoid_is_minus_its_bias():
+    q, k, v = tensors()
+    for bias in (-1.5, torch.tensor(-1.5).double()):
+        _, stats = sl.attend(q, k, v, normalizer=sl.Sigmoid(bias), stats="threshold")
+        torch.testing.assert_close(stats.threshold, torch.full_like(stats.threshold, 1.5))
+
+
+def test_hard_retrieves_to_the_last_digit():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 40, 8).bfloat16() for _ in range(3))
+    value, stats = sl.attend(q, k, v, normalizer=sl.Hard(), stats="argmax")
+    assert torch.equal(value[0, 0], v[0, 0][stats.argmax[0, 0]])
+
+
 def test_sigmoid_beside_a_huge_score():
     q, k = torch.ones(1, 1), torch.tensor([[1e8], [0.3], [-0.2]])
     weights = sl.operator.weights_of(q, k, k, score=sl.Dot(), normalizer=sl.Sigmoid(0.0))
@@ -408,6 +422,27 @@ def test_what_is_hidden_has_no_effect_and_what_is_not_finite_spoils_its_rows(nam
 # ---- use -------------------------------------------------------------------------------------------------------------
 
 
+class Below(sl.Threshold):
+    """Weights that never reach 1."""
+
+    def weight(self, x):
+        return torch.sigmoid(x)
+
+    def reach(self, w):
+        return torch.logit(w)
+
+
+class Hiding(Exponential):
+    def parameters(self):
+        return ()
+
+    def weight(self, x):
+        return (x * self.rate).exp()
+
+    def reach(self, w):
+        return w.log() / self.rate.detach()
+
+
 class Unsaid(sl.Threshold):
     def __init__(self):
         pass
@@ -428,8 +463,10 @@ def test_what_cannot_be_is_one_line():
         "temperature: expected that of the softmax": sl.Hard(0),
         "bias: expected a finite number": sl.Sigmoid(math.nan),
         "bias: expected every entry of the tensor finite, got nan": sl.Sigmoid(torch.tensor(math.nan)),
+        "Below: expected a weight that can be 1, got reach(1) = inf": Below(),
+        "Hiding.weight: expected its parameters listed by parameters()": Hiding(torch.tensor(2.0, requires_grad=True)),
         "Listed: expected tensors of shape () or (2,), got float": Listed(),
-        "Unsaid: expected a Threshold with reach(), got none": Unsaid(),
+        "Unsaid: expected a Threshold with weight(), got none": Unsaid(),
         "normalizer: expected a Normalizer, such as Softmax(), got the class Sparsemax itself": sl.Sparsemax,
     }
     for said, normalizer in wrong.items():

@@ -223,7 +223,7 @@ def value_and_stats(
     if not isinstance(normalizer, Hard):
         return summary.value, values
     best = finish(by(replace(problem, temperature=0.0, needs=frozenset())), problem, None, shapes, normalizer).value
-    return summary.value + (best - summary.value).detach(), values
+    return best.detach() + (summary.value - summary.value.detach()), values
 
 
 def column_sums(problem: Problem, known: Summary | None = None) -> Tensor:

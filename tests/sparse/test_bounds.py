@@ -121,6 +121,21 @@ def test_certificates_hold_in_half_precision(autocast):
     torch.testing.assert_close(again, found.missed)
 
 
+def test_bounds_that_overflow_say_nothing():
+    found = sparse.attend(torch.randn(1, 1, 8, 8) * 1e20, torch.zeros(1, 1, 400, 8), torch.randn(1, 1, 400, 4), k=1)
+    assert (found.missed == 1).all()
+
+
+def test_statistics_are_named_as_in_attend():
+    q = torch.randn(1, 2, 50, 8)
+    assert set(sl.CHEAP) <= {*sparse.attend(q, q, q, k=1, stats=True).stats}
+    assert sparse.attend(q, q, q, k=1, stats="entropy").stats.entropy.shape == (1, 2, 50)
+    _, stats = sparse.route(q, q, q, clusters=2, stats=True)
+    assert "entropy" in stats and "distance" not in {*stats}
+    with pytest.raises(sl.SoftlookupError, match="missed: expected Blocks, without masks combined with them, got And"):
+        sparse.missed(q, q, sparse.attend(q, q, q, k=1, causal=True).mask, torch.zeros(1, 2, 50))
+
+
 def test_long_inputs_are_looked_at_in_parts(monkeypatch):
     q, key, _ = clusters(500, 8, 5, heads=4)
     want = sparse.top_blocks(q, key, tolerance=0.01, causal=True, rows=16, keys=16).live

@@ -65,6 +65,18 @@ def test_every_engine_reads_blocks_of_any_size(engine):
         torch.testing.assert_close(stats.entropy, other.entropy, atol=2e-5, rtol=1e-5)
 
 
+def test_rows_that_are_watched_see_their_blocks():
+    torch.manual_seed(0)
+    layer, x = sl.nn.MultiHeadAttention(16, 2), torch.randn(2, 100, 16)
+    for mask in (sparse.big_bird(100), sparse.strided(100, 3, window=1, block=7)):
+        with sl.watch(layer, rows=100) as some:
+            layer(x, mask=mask)
+        with sl.watch(layer, rows="all") as every:
+            layer(x, mask=mask)
+        (a,), (b,) = some.layers.values(), every.layers.values()
+        torch.testing.assert_close(a.mean("entropy"), b.mean("entropy"))
+
+
 def test_blocks_are_part_of_a_compiled_graph():
     q, live = torch.randn(1, 2, 100, 8), torch.rand(2, 10, 5) < 0.5
 

@@ -82,3 +82,7 @@ def test_what_cannot_be_is_one_line(arguments, said):
     with pytest.raises(sl.SoftlookupError) as error:
         sparse.route(torch.randn(1, 2, 5, 4), torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 4), **arguments)
     assert str(error.value) == said
+    with pytest.raises(sl.SoftlookupError, match="expected queries and keys of the same width, got 4 and 3"):
+        sparse.route(torch.randn(1, 2, 5, 4), torch.randn(1, 2, 6, 3), torch.randn(1, 2, 6, 4), clusters=2)
+    with pytest.raises(sl.SoftlookupError, match="k_means: expected clusters of at least 1, got 0"):
+        sparse.k_means(torch.randn(2, 6, 3), 0)

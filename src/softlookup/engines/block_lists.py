@@ -195,6 +195,10 @@ class _Walk:
             lo, hi = self.mask.span(self.first + int(row0[0]), self.first + int(row1[-1]))
             block0 = int(max(lo - self.key_offset, 0)) // KEYS
             key0 = torch.arange(block0 * KEYS, max(block0 * KEYS, int(min(hi - self.key_offset, self.keys))), KEYS)
+            if not len(key0):
+                none = np.zeros(0, np.int32)
+                yield np.zeros(len(row0), np.int64), none, none
+                continue
             key1 = (key0 + KEYS).clamp(max=self.keys)
             i0, i1, j0, j1 = self.first + row0, self.first + row1, self.key_offset + key0[None], self.key_offset + key1[None]
             out = self._looked_at(Region(b, b + 1, h, h + 1, row0, row1, i0, i1, j0, j1))

@@ -210,7 +210,8 @@ class Blocks:
                 assert isinstance(form, Pairwise)
                 s = form.block(rows, cols, block.tile.i, block.tile.j)
                 if graph:
-                    refuse_strangers(form.score, s, (rows, cols))
+                    listed = (*form.score.tensors(), rows, cols)
+                    refuse_strangers(f"{type(form.score).__name__}.block", "as attributes of the score", s, listed)
         if graph:
             out.graph = rows, cols, s
         return s.detach().to(self.dtype).reshape(q.entries, query.rows.shape[1], -1).clone()
@@ -300,12 +301,11 @@ def without_bad(rows: Tensor, doubtful: bool) -> tuple[Tensor, Tensor | None]:
     return rows.masked_fill(bad, 0), bad
 
 
-def refuse_strangers(score: object, s: Tensor, known: tuple[Tensor, ...]) -> None:
-    """Raise if a block of scores depends on a leaf that needs a gradient but that `score.tensors()` does not list."""
-    listed = score.tensors()  # type: ignore[attr-defined]
+def refuse_strangers(method: str, where: str, result: Tensor, listed: tuple[Tensor, ...]) -> None:
+    """Raise if what a method returned depends on a leaf that needs a gradient but is not listed where it should be."""
     stop = {t.grad_fn for t in listed if t.grad_fn is not None}
-    leaves = {id(t) for t in (*listed, *known)}
-    todo, seen = [s.grad_fn], set()
+    leaves = {id(t) for t in listed}
+    todo, seen = [result.grad_fn], set()
     while todo:
         node = todo.pop()
         if node is None or node in seen or node in stop:
@@ -314,7 +314,7 @@ def refuse_strangers(score: object, s: Tensor, known: tuple[Tensor, ...]) -> Non
         leaf = getattr(node, "variable", None)
         if leaf is not None and id(leaf) not in leaves:
             raise SoftlookupError(
-                f"{type(score).__name__}.block: expected its parameters as attributes of the score, got a tensor of shape "
-                f"{tuple(leaf.shape)} from elsewhere that would get no gradient"
+                f"{method}: expected its parameters {where}, got a tensor of shape {tuple(leaf.shape)} from elsewhere "
+                "that would get no gradient"
             )
         todo.extend(fn for fn, _ in node.next_functions)

@@ -44,7 +44,7 @@ def refusal(problem: Problem) -> str | None:
 
 def run(problem: Problem) -> Summary | Outcome:
     """The summary of every query, shapes (B, H, L), or the outcome where weights are not a softmax's."""
-    if isinstance(problem.form, Pairwise) and torch.is_grad_enabled():
+    if torch.is_grad_enabled():
         _probe(problem)
     if problem.rule is not None:
         return conclude(problem, whole_rows.forward, whole_rows.backward)
@@ -52,14 +52,17 @@ def run(problem: Problem) -> Summary | Outcome:
 
 
 def _probe(problem: Problem) -> None:
-    """Find a parameter that a score hides from autograd before it silently gets no gradient."""
-    score = problem.form.score  # type: ignore[union-attr]
-    some = (x[:1, :1, :1].detach().to(problem.accumulate, copy=True) for x in (problem.query, problem.key))
-    q, k = (x.requires_grad_() for x in some)
-    zero = torch.zeros((1, 1), dtype=torch.int64, device=q.device)
-    with torch.enable_grad():
-        s = problem.form.block(q, k, zero, zero)  # type: ignore[union-attr]
-    refuse_strangers(score, s, (q, k))
+    """Find a parameter that a score or a normalizer hides from autograd before it silently gets no gradient."""
+    if isinstance(problem.form, Pairwise):
+        score = problem.form.score
+        some = (x[:1, :1, :1].detach().to(problem.accumulate, copy=True) for x in (problem.query, problem.key))
+        q, k = (x.requires_grad_() for x in some)
+        zero = torch.zeros((1, 1), dtype=torch.int64, device=q.device)
+        s = problem.form.block(q, k, zero, zero)
+        refuse_strangers(f"{type(score).__name__}.block", "as attributes of the score", s, (*score.tensors(), q, k))
+    if problem.rule is not None:
+        w = problem.rule.weight(problem.query.new_zeros((1, 1, 1, 1), dtype=problem.accumulate), *problem.parameters)
+        refuse_strangers(f"{type(problem.rule).__name__}.weight", "listed by parameters()", w, problem.parameters)
 
 
 # ---- forward ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..errors import SoftlookupError
 from ..normalizers import Threshold
 
 NEWTON = 24
@@ -48,6 +49,9 @@ class Weigher:
         """(…, R, 1) rho - max s of scores t (…, R, S) <= 0 whose sum of weights is 1; count: keys that each query sees."""
         one = torch.ones_like(count)
         here = self.reach(one)
+        if not here.isfinite().all():
+            name, got = type(self.rule).__name__, float(here.max())
+            raise SoftlookupError(f"{name}: expected a weight that can be 1, got reach(1) = {got}")
         low, high = -here, -self.reach(1 / count.clamp(min=1))
         least = high.abs()
         rho, done = low.expand_as(count), torch.zeros_like(count, dtype=torch.bool)

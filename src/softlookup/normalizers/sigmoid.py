@@ -42,6 +42,9 @@ class Sigmoid(Threshold):
     def slope(self, x: Tensor, w: Tensor, *bias: Tensor) -> Tensor:
         return w * (1 - w)
 
+    def edge(self, *bias: Tensor) -> float | Tensor:
+        return -bias[0] if bias else 0
+
     def level(self, visible: Tensor) -> Tensor:
         if isinstance(self.bias, Tensor):
             return torch.zeros_like(visible)

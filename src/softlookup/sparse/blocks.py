@@ -58,7 +58,7 @@ class Blocks(Mask):
         return self.live.ndim == 4 and self.live.shape[0] > 1
 
     def at_rows(self, rows: Tensor) -> Mask:
-        return Blocks(pick(self.live, -2, rows // self.rows), 1, self.keys)
+        return Blocks(self.live.index_select(-2, (rows // self.rows).to(self.live.device)), 1, self.keys)
 
     def at_heads(self, heads: Tensor) -> Mask | None:
         return Blocks(pick(self.live, -3, heads), self.rows, self.keys)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .. import operator
 from ..errors import SoftlookupError, at_least_one
-from ..masks import Causal, Mask
+from ..masks import Causal, Mask, describe
 from ..problem import flatten
-from ..running import autocast, without_autocast
-from ..summary import Stats
+from ..running import StatsLike, autocast, without_autocast
+from ..summary import Stats, chosen
 from .blocks import KEYS, ROWS, Blocks
 from .boxes import Boxes
 
@@ -45,7 +45,7 @@ def attend(
     by: str = "upper",
     rows: int = ROWS,
     keys: int = KEYS,
-    stats: tuple[str, ...] = (),
+    stats: StatsLike = (),
 ) -> Found:
     """Scaled dot-product attention to the blocks that `top_blocks` chooses, and how much it may have missed.
 
@@ -55,7 +55,7 @@ def attend(
     query, key, value = autocast(query, key, value)
     blocks, left = _chosen(query, key, k, tolerance, causal, scale, by, rows, keys)
     mask = Causal() & blocks if causal else blocks
-    found, read = operator.attend(query, key, value, mask=mask, scale=scale, stats=("logsumexp", *stats))
+    found, read = operator.attend(query, key, value, mask=mask, scale=scale, stats=("logsumexp", *chosen(stats)))
     return Found(found, _share(left, read.logsumexp.detach()), mask, read)
 
 
@@ -146,6 +146,8 @@ def missed(
 ) -> Tensor:
     """(…, H, L) an upper bound on the share of a query's weight that lies outside of the blocks; 1 says nothing. logsumexp:
     (…, H, L), of the scaled dot-product scores of the visible keys in them."""
+    if not isinstance(blocks, Blocks):
+        raise SoftlookupError(f"missed: expected Blocks, without masks combined with them, got {describe(blocks)}")
     query, key = autocast(query, key)
     q, keys_of, _, shapes = flatten(query, key, None)
     blocks.check(q.shape[0], q.shape[1], q.shape[2], keys_of.shape[2])
@@ -164,4 +166,4 @@ def _share(left: Tensor, logsumexp: Tensor) -> Tensor:
     """(…, H, L) the most that what is left (B, H, P, R), a logarithm, can be of all, beside what was read (…, H, L)."""
     left = left.flatten(2)[..., : logsumexp.shape[-1]].reshape(logsumexp.shape)
     share = torch.sigmoid(left - logsumexp) * (1 + 4 * torch.finfo(left.dtype).eps)
-    return torch.where(left == -math.inf, 0, share.clamp(max=1))
+    return torch.where(left == -math.inf, 0, share.clamp(max=1)).nan_to_num(1)  # bounds that overflow say nothing

@@ -50,7 +50,7 @@ class Boxes:
         scale = width**-0.5 if scale is None else scale
         if not 0 < scale < math.inf:
             raise SoftlookupError(f"scale: expected a finite number > 0, got {scale}")
-        if not (math.isfinite(query.abs().max()) and math.isfinite(key.abs().max())):
+        if not all(math.isfinite(end) for x in (query, key) for end in x.aminmax()):
             raise SoftlookupError("query, key: expected finite numbers, as blocks are chosen by them, got some that are not")
         key = key if key.dtype == torch.float64 else key.float()
         fill = -total % keys

@@ -18,12 +18,15 @@ from .. import operator
 from ..errors import SoftlookupError, at_least_one
 from ..masks import Documents, Extent, Mask, content, extremes
 from ..problem import flatten, scrub
-from ..running import autocast, without_autocast
-from ..summary import Stats
+from ..running import StatsLike, autocast, without_autocast
+from ..scores import ScaledDot, same_width
+from ..summary import Stats, chosen
 from ..tile import Region, Tile
 
 STEPS = 10
 """Of k-means."""
+POSITIONS = {"distance", "sink_mass", "argmax", "received"}
+"""Statistics that tell places of keys, which are not theirs once they are sorted."""
 
 
 @overload
@@ -32,7 +35,7 @@ def route(
 ) -> Tensor: ...
 @overload
 def route(
-    query: Tensor, key: Tensor, value: Tensor, *, clusters: int, causal: bool = ..., seed: int = ..., stats: tuple[str, ...]
+    query: Tensor, key: Tensor, value: Tensor, *, clusters: int, causal: bool = ..., seed: int = ..., stats: StatsLike
 ) -> tuple[Tensor, Stats]: ...
 def route(
     query: Tensor,
@@ -42,7 +45,7 @@ def route(
     clusters: int,
     causal: bool = False,
     seed: int = 0,
-    stats: tuple[str, ...] | None = None,
+    stats: StatsLike | None = None,
 ) -> Tensor | tuple[Tensor, Stats]:
     """Scaled dot-product attention of each query to the keys of its own cluster.
 
@@ -51,8 +54,8 @@ def route(
         clusters: of each head. The cost is that of all pairs over their number where they are of one size.
         causal: a query sees no keys after it, and as always none of other clusters, which its own may be; L and S are equal.
         seed: the key that k-means begins with.
-        stats: names of statistics of the keys that were read; those of position (`distance`, `sink_mass`, `argmax`, `received`)
-            are not among them.
+        stats: as `sl.attend` has them, of the keys that were read, but for those of positions (`distance`, `sink_mass`,
+            `argmax`, `received`).
 
     Returns:
         (…, H, L, Ev), 0 for a query that sees no key of its cluster, and statistics if any are named.
@@ -64,7 +67,11 @@ def route(
     (batch, heads, length, _), total = q.shape, k.shape[2]
     if causal and length != total:
         raise SoftlookupError(f"causal: expected as many keys as queries, {length}, got {total}")
-    if of_position := {*(stats or ())} & {"distance", "sink_mass", "argmax", "received"}:
+    same_width(ScaledDot(), q, k)
+    names = chosen(stats)
+    if stats is True:
+        names = tuple(name for name in names if name not in POSITIONS)
+    if of_position := {*names} & POSITIONS:
         raise SoftlookupError(f"route: expected statistics that do not tell positions, got {', '.join(sorted(of_position))}")
     k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
@@ -77,11 +84,11 @@ def route(
         mask = mask & _Before(key_order, order)
     q, k, v = (_picked(x, at)[:, None] for x, at in ((q, order), (k, key_order), (v, key_order)))
     back = order.argsort(-1)
-    found, read = operator.attend(q, k, v, mask=mask, stats=stats or ())
+    found, read = operator.attend(q, k, v, mask=mask, stats=names)
     out = shapes.restore(_picked(found[:, 0], back).unflatten(0, (batch, heads)))
-    if stats is None:
+    if stats is None or stats is False:
         return out
-    return out, Stats({n: shapes.restore(read[n][:, 0].gather(-1, back).unflatten(0, (batch, heads))) for n in stats})
+    return out, Stats({n: shapes.restore(read[n][:, 0].gather(-1, back).unflatten(0, (batch, heads))) for n in names})
 
 
 @torch.no_grad()
@@ -89,6 +96,9 @@ def k_means(points: Tensor, clusters: int, seed: int = 0) -> Tensor:
     """(N, C, E) directions among points (N, S, E), by spherical k-means; at most S.
 
     It begins with a point that the seed says, and with those that are furthest from all before them (Gonzalez 1985)."""
+    at_least_one("k_means", clusters=clusters)
+    if points.ndim != 3:
+        raise SoftlookupError(f"k_means: expected points (N, S, E), got shape {tuple(points.shape)}")
     points = normalize(points if points.dtype == torch.float64 else points.float(), dim=-1)
     at = torch.full_like(points[:, 0, 0], seed % points.shape[1], dtype=torch.int64)
     first, nearest = [], torch.full_like(points[..., 0], -2)
