@@ -27,6 +27,9 @@ Predictions, written before any training: the first setting (length, pairs) wher
                            setting", 64 pairs in 512 tokens. What a key had is taken away before it is written: up to 64 keys
                            that are independent are kept without error.
 
+Read for this were Zoology's configuration and the sentence of DeltaNet; the other papers are cited from memory, none for its
+exact numbers.
+
 An argument for more than is predicted: values need not be read exactly, only be told apart from V / 2 others. Then a sum of n
 pairs fails only where n is about 64^2 / (2 log(V / 2)), above 200, and a failure at 64 pairs is one of learning the keys.
 
