@@ -43,6 +43,20 @@ def test_it_reads_tensors_however_they_lie_and_changes_none():
     assert torch.equal(state, steps(2, 3, 70, 8, 6)[3])
 
 
+def test_tangents_are_not_lost():
+    q, k, v = steps(1, 2, 10, 4, 4)[:3]
+    with torch.autograd.forward_ad.dual_level():
+        out = linear.recur(torch.autograd.forward_ad.make_dual(q, torch.ones_like(q)), k, v)[0]
+        tangent = torch.autograd.forward_ad.unpack_dual(out).tangent
+    torch.testing.assert_close(tangent, linear.recur(torch.ones_like(q), k, v)[0])  # linear in the query
+
+
+def test_small_weights_do_not_overflow():
+    t = torch.full((1, 1, 2, 2), 1e-20)
+    ones = torch.ones(1, 1, 2, 1)
+    torch.testing.assert_close(linear.attend(t, t, ones, features=linear.ReLU(0)), ones, atol=1e-3, rtol=0)  # 2e-40 is subnormal
+
+
 def test_with_and_without_it_values_are_the_same(monkeypatch):
     q, k, v = steps(2, 3, 3000, 8, 6)[:3]
     found = [linear.attend(q, k, v, causal=True), linear.attend(q.requires_grad_(), k, v, causal=True)]

@@ -220,4 +220,4 @@ def _averaged(sums: Tensor, top: Tensor | None) -> Tensor:
     nothing = total == 0
     if top is not None and (nothing & (top > _least(top))).any():
         raise SoftlookupError("features: expected queries and keys with a feature in common, got a query whose weights vanish")
-    return sums[..., :-1] * torch.where(nothing, 0, 1 / torch.where(nothing, 1, total))
+    return torch.where(nothing, 0, sums[..., :-1] / torch.where(nothing, 1, total))

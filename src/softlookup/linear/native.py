@@ -6,6 +6,7 @@ import ctypes
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..engines.library import Sequence, Strided, load
 
@@ -17,6 +18,9 @@ def added(query: Tensor, key: Tensor, value: Tensor, state: Tensor) -> tuple[Ten
     if any(x.dtype != torch.float32 or x.device.type != "cpu" or type(x) is not Tensor for x in tensors):
         return None
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+        return None
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    if any(wrapped(x) or forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         return None
     library, _ = load()
     if library is None:
