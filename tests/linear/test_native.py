@@ -54,7 +54,7 @@ def test_tangents_are_not_lost():
 def test_small_weights_do_not_overflow():
     t = torch.full((1, 1, 2, 2), 1e-20)
     ones = torch.ones(1, 1, 2, 1)
-    torch.testing.assert_close(linear.attend(t, t, ones, features=linear.ReLU(0)), ones, atol=1e-3, rtol=0)  # 2e-40 is subnormal
+    torch.testing.assert_close(linear.attend(t, t, ones, features=linear.ReLU(0)), ones, atol=1e-3, rtol=0)  # 2e-40: few digits
 
 
 def test_with_and_without_it_values_are_the_same(monkeypatch):
