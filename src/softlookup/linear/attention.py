@@ -18,6 +18,7 @@ from ..errors import SoftlookupError, at_least_one
 from ..masks import describe
 from ..problem import Shapes, flatten, scrub
 from ..running import without_autocast
+from ..scores import single
 from .chunks import AT_ONCE, CHUNK, checked, recurrence, unfit
 from .features import EluPlusOne, FeatureMap
 
@@ -179,8 +180,7 @@ def _ready(
     if the map has them. Where a key is not real features are 0; where a query or key is not finite they are NaN."""
     if not isinstance(features, FeatureMap):
         raise SoftlookupError(f"features: expected a FeatureMap, such as EluPlusOne(), got {describe(features)}")
-    if query.dtype.itemsize <= 2:  # sums of many terms
-        query, key, value = query.float(), key.float(), value.float()
+    query, key, value = single(query), single(key), single(value)  # sums of many terms
     if keep is not None:
         left_out = ~keep[:, None, :, None]
         key, value = key.masked_fill(left_out, 0), value.masked_fill(left_out, 0)

@@ -121,14 +121,13 @@ def _chunks(
         for new, keep in zip((late.mT @ v).unbind(2), [None] * q.shape[2] if kept is None else kept.unbind(2), strict=True):
             befores.append(state)
             state = new + (state if keep is None else keep * state)
-        before = torch.stack(befores, 2)
     else:
         steps = [[None] * q.shape[2] if x is None else x.unbind(2) for x in (late.mT, v, read, kept)]
         for to, new, of, keep in zip(*steps, strict=True):
             befores.append(state)
             state = to @ (new - of @ state) + (state if keep is None else keep * state)
-        before = torch.stack(befores, 2)
-        v = v - read @ before
+    before = torch.stack(befores, 2)
+    v = v if read is None else v - read @ before
     return (q @ before + pairs.tril() @ v).flatten(2, 3)[:, :, :length], state
 
 

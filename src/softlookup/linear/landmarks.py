@@ -9,6 +9,7 @@ from ..errors import SoftlookupError, at_least_one
 from ..operator import attend
 from ..problem import flatten
 from ..running import without_autocast
+from ..scores import single
 
 
 def nystrom(
@@ -39,8 +40,7 @@ def nystrom(
     if landmarks > (shorter := min(q.shape[2], k.shape[2])):
         raise SoftlookupError(f"nystrom: expected no more landmarks than queries and keys, {shorter}, got {landmarks}")
     with without_autocast(q.device.type):
-        if q.dtype.itemsize <= 2:  # an inverse of weights that were rounded
-            q, k, v = q.float(), k.float(), v.float()
+        q, k, v = single(q), single(k), single(v)  # an inverse of weights that were rounded
         of_query, of_key = _means(q, landmarks), _means(k, landmarks).repeat_interleave(q.shape[1] // k.shape[1], 1)
         eye = torch.eye(landmarks, dtype=q.dtype, device=q.device).expand(*of_key.shape[:2], -1, -1)
         weights = attend(of_query, of_key, eye, scale=scale)

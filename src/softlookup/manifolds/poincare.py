@@ -17,8 +17,9 @@ class Poincare(Lorentz):
         d(p, q) = 2 arsinh(sqrt(c) w / 2) / sqrt(c),   w = 2 |p - q| / sqrt((1 - c |p|^2) (1 - c |q|^2))
 
     (Nickel & Kiela 2017, eq. 1), 2 |p - q| for small c; and, lifted, the same coordinates: `project` of what the other has
-    lifted is the map between them. The border takes digits: in single precision distances from the origin end at 16 / sqrt(c).
-    Finite vectors that are outside of the ball are refused, also where a mask hides them.
+    lifted is the map between them. The border takes digits: in single precision distances from the origin end at 16 / sqrt(c),
+    those of `point` and of midpoints at about half of it. Finite vectors that are outside of the ball are refused, also where a
+    mask hides them.
     """
 
     def point(self, v: Tensor) -> Tensor:

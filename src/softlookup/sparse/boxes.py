@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..errors import SoftlookupError
+from ..scores import ScaledDot, same_width, single
 
 AT_ONCE = 2**19
 """Pairs of a query and a block of keys whose bounds are looked at together: near the processor they stay."""
@@ -43,8 +44,7 @@ class Boxes:
     @classmethod
     def of(cls, query: Tensor, key: Tensor, causal: bool, scale: float | None, rows: int, keys: int) -> Boxes:
         (_, heads, length, width), total = query.shape, key.shape[2]
-        if width != key.shape[-1]:
-            raise SoftlookupError(f"query, key: expected the same width, got {width} and {key.shape[-1]}")
+        same_width(ScaledDot(), query, key)
         if causal and length != total:
             raise SoftlookupError(f"causal: expected as many keys as queries, {length}, got {total}")
         scale = width**-0.5 if scale is None else scale
@@ -52,19 +52,15 @@ class Boxes:
             raise SoftlookupError(f"scale: expected a finite number > 0, got {scale}")
         if not all(math.isfinite(end) for x in (query, key) for end in x.aminmax()):
             raise SoftlookupError("query, key: expected finite numbers, as blocks are chosen by them, got some that are not")
-        key = key if key.dtype == torch.float64 else key.float()
-        fill = -total % keys
-        size = torch.full((-(-total // keys),), keys, device=key.device)
-        size[-1] -= fill
-
-        def boxed(with_what: float) -> Tensor:
-            return pad(key, (0, 0, 0, fill), value=with_what).unflatten(2, (-1, keys))
-
+        key, whole = single(key), total // keys
+        parts = [key[:, :, : whole * keys].unflatten(2, (whole, keys)), key[:, :, whole * keys :].unsqueeze(2)]
+        parts = [part for part in parts if part.shape[2] and part.shape[3]]
+        size = torch.cat([torch.full((part.shape[2],), part.shape[3], device=key.device) for part in parts])
         first = torch.arange(len(size), device=key.device) * keys
         start = torch.arange(-(-length // rows), device=key.device)[:, None] * rows
         never = (first >= start + rows) if causal else torch.zeros(len(start), len(size), dtype=torch.bool, device=key.device)
         always = ~never & (first + keys > start) if causal else never
-        known = boxed(math.inf).amin(3), boxed(-math.inf).amax(3), boxed(0.0).sum(3) / size[:, None]
+        known = (torch.cat([of(part, 3) for part in parts], 2) for of in (torch.amin, torch.amax, torch.mean))
         low, high, mean = (x.mT.repeat_interleave(heads // x.shape[1], 1) for x in known)
         longest = key.norm(dim=-1).amax(-1).repeat_interleave(heads // key.shape[1], 1)[..., None, None]
         return cls(low, high, mean, size, longest, always, never, scale, rows, length)

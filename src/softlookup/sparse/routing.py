@@ -12,14 +12,13 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from .. import operator
 from ..errors import SoftlookupError, at_least_one
 from ..masks import Documents, Extent, Mask, content, extremes
 from ..problem import flatten, scrub
 from ..running import StatsLike, autocast, without_autocast
-from ..scores import ScaledDot, same_width
+from ..scores import ScaledDot, same_width, unit
 from ..summary import Stats, chosen
 from ..tile import Region, Tile
 
@@ -99,7 +98,7 @@ def k_means(points: Tensor, clusters: int, seed: int = 0) -> Tensor:
     at_least_one("k_means", clusters=clusters)
     if points.ndim != 3:
         raise SoftlookupError(f"k_means: expected points (N, S, E), got shape {tuple(points.shape)}")
-    points = normalize(points if points.dtype == torch.float64 else points.float(), dim=-1)
+    points = unit(points)
     at = torch.full_like(points[:, 0, 0], seed % points.shape[1], dtype=torch.int64)
     first, nearest = [], torch.full_like(points[..., 0], -2)
     for _ in range(min(clusters, points.shape[1])):
@@ -110,7 +109,7 @@ def k_means(points: Tensor, clusters: int, seed: int = 0) -> Tensor:
     for _ in range(STEPS):
         own = (points @ centres.mT).argmax(-1, keepdim=True).expand_as(points)
         sums = torch.zeros_like(centres).scatter_add_(1, own, points)
-        centres = torch.where(sums.any(-1, keepdim=True), normalize(sums, dim=-1), centres)
+        centres = torch.where(sums.any(-1, keepdim=True), unit(sums), centres)
     return centres
 
 
