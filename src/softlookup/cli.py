@@ -384,6 +384,74 @@ def table_verify(folder: FolderArgument) -> None:
     typer.echo(good)
 
 
+lab = typer.Typer(name="lab", no_args_is_help=True, help="The claims of attention's theory, predicted and measured.")
+app.add_typer(lab)
+ResultsOption = Annotated[str, typer.Option(metavar="FOLDER", help="Where results lie, and records of --retrain.")]
+
+
+@lab.command("list")
+def lab_list() -> None:
+    """The claims, and the verdicts of the full run that this version was released with."""
+    from rich.console import Console
+
+    from .lab import command
+
+    Console(highlight=False).print(command.listed())
+
+
+@lab.command("run")
+def lab_run(
+    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Claims, or all.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Small and short, seconds for each claim.")] = False,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Make long trainings again, not from records; what was stopped goes on.")
+    ] = False,
+    folder: ResultsOption = "lab",
+    json: JSONOption = None,
+) -> None:
+    """Measure claims, each with its control, and compute the verdicts."""
+    from rich.console import Console
+
+    from .files import expanded
+    from .inspection.writing import check_target
+    from .lab import command
+
+    if quick and retrain:
+        raise SoftlookupError("--retrain: expected a full run, got --quick, which always trains")
+    numbers = None if json is None else check_target(json, "--json")
+    errors = Console(file=sys.stderr, highlight=False)
+    with _progress(errors) as say:
+        results = command.run_all(names, quick, retrain, expanded(folder), say)
+    files = {"Numbers": (numbers, lambda path: command.save_json(results, path))}
+    _finish(files, command.shown(results), [], errors)
+    typer.echo(f"Results: {folder} (softlookup lab report --folder {folder})")
+
+
+@lab.command("report")
+def lab_report(
+    folder: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Results of lab run; default: those of this version's full run.")
+    ] = None,
+    html: Annotated[str, typer.Option(metavar="PATH", help="The page.")] = "lab-report.html",
+    json: JSONOption = None,
+) -> None:
+    """One page of all results, with figures."""
+    from rich.console import Console
+
+    from .files import expanded
+    from .inspection.writing import check_target
+    from .lab import command
+
+    report = check_target(html, "--html")
+    numbers = None if json is None else check_target(json, "--json")
+    results = command.gathered(None if folder is None else expanded(folder))
+    files = {
+        "Report": (report, lambda path: command.save_html(results, path)),
+        "Numbers": (numbers, lambda path: command.save_json(results, path)),
+    }
+    _finish(files, command.shown(results), [], Console(file=sys.stderr, highlight=False))
+
+
 def _lines_of_stdin() -> list[str]:
     """Its lines, empty ones left out."""
     try:
