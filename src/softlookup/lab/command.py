@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from ..errors import SoftlookupError
 from ..files import write_text
-from .claim import Claim, chosen, claims
+from ..inspection.writing import finite
+from .claim import Claim, Quantity, chosen, claims
 from .report import counted, interval, page, spread
 from .run import Result, committed, run
-from .verdict import Verdict
+from .verdict import Measured, Verdict
 
 COLOURS = {Verdict.CONFIRMED: "green", Verdict.REFUTED: "red", Verdict.INCONCLUSIVE: "yellow"}
 
@@ -61,29 +63,34 @@ def save_html(results: Sequence[Result], path: Path) -> None:
 
 
 def save_json(results: Sequence[Result], path: Path) -> None:
-    rows = [row for result in results for row in result.rows()]
-    lines = ",\n".join(json.dumps(row) for row in rows)
+    rows = (finite(row) for result in results for row in result.rows())
+    lines = ",\n".join(map(json.dumps, rows))
     write_text(path, f'{{"generator": "softlookup", "rows": [\n{lines}\n]}}\n')
 
 
 def shown(results: Sequence[Result]) -> RenderableType:
-    """A table for each claim, and the sum."""
+    """Each claim with its predictions, and the sum."""
     parts: list[RenderableType] = []
     for result in results:
         claim = result.claim
-        table = _table("", "predicted", "measured", "control")
+        control = f"without the mechanism ({claim.control}): {_mark(result.verdict(control=True))}"
+        parts.append(f"[bold]{claim.number} {claim.name}[/bold]  {escape(claim.title)}")
+        parts.append(f"{_mark(result.verdict())} in {result.seconds:.0f} s; {control}")
+        table = _table("", "")
         for q in claim.quantities:
-            both = [result.measured(q.name, control) for control in (False, True)]
-            cells = (f"{spread(each)}\n{_mark(each.verdict(q.low, q.high))}" for each in both)
-            table.add_row(q.meaning, interval(q.low, q.high), *cells)
-        flips = "changes" if result.flips else "does not change"
-        head = f"[bold]{claim.number} {claim.name}[/bold]: {claim.title}. {_mark(result.verdict())}, {result.seconds:.0f} s"
-        parts += [head, f"Control: {claim.control}; the verdict {flips}.", table, ""]
-    return Group(*parts, f"{len(results)} claims: {counted(results)}")
+            with_it, without = (result.measured(q.name, control) for control in (False, True))
+            said = f"{interval(q.low, q.high)} predicted; measured {_judged(with_it, q)}; control {_judged(without, q)}"
+            table.add_row(f"  {q.name}", f"{escape(q.meaning)}\n{said}")
+        parts += [table, ""]
+    return Group(*parts, counted(results))
+
+
+def _judged(found: Measured, q: Quantity) -> str:
+    return f"{spread(found)} {_mark(found.verdict(q.low, q.high))}"
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(columns))
     for name in columns:
         table.add_column(name)
     return table

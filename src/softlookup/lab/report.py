@@ -46,15 +46,16 @@ def spread(found: Measured) -> str:
 
 
 def counted(results: Sequence[Result]) -> str:
-    """How many claims have which verdict, in words."""
+    """How many claims there are, and how many have which verdict, in words."""
     verdicts = [result.verdict() for result in results]
-    return ", ".join(f"{verdicts.count(each)} {each}" for each in Verdict if each in verdicts)
+    found = ", ".join(f"{verdicts.count(each)} {each}" for each in Verdict if each in verdicts)
+    return f"{len(results)} claim{'s' * (len(results) > 1)}: {found}"
 
 
 def _lead(results: Sequence[Result]) -> str:
     flips = sum(result.flips for result in results)
     quick = " Some are quick runs, of few seeds and small sizes." if any(result.quick for result in results) else ""
-    return f"{len(results)} claims: {counted(results)}. Without the mechanism, {flips} verdicts change.{quick}"
+    return f"{counted(results)}. Where the mechanism is taken away, {flips} verdicts change.{quick}"
 
 
 def _mark(verdict: Verdict) -> str:

@@ -99,8 +99,8 @@ def committed(claim: Claim) -> Result | None:
 
 
 def run(claim: Claim, quick: bool = False, retrain: Path | None = None, say: Say = lambda stage, share: None) -> Result:
-    """quick: seconds, few seeds, sizes that are small. retrain: make the trainings again, their records below this folder, where
-    those that are there already are taken."""
+    """quick: seconds, few seeds, small sizes. retrain: make the trainings again and keep their records below this folder; those
+    that are there already are taken."""
     new = None if retrain is None else retrain / claim.name / "records.json"
     kept = claim.folder / "records.json" if retrain is None else None
     records, start = Records(kept, new), time.perf_counter()
