@@ -24,76 +24,21 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from softlookup.seq2seq import Attentive, FixedVector, Model
-from softlookup.seq2seq.recurrent import Encoded
-
-SYMBOLS = 16
-BATCH = 64
-BEGIN, FIRST = 1, 3
-
-
-def fresh(length: int, batch: int = BATCH) -> tuple[Tensor, Tensor, Tensor]:
-    """Sources, their lengths and what is given to the decoder."""
-    source = torch.randint(FIRST, FIRST + SYMBOLS, (batch, length))
-    given = torch.cat([torch.full((batch, 1), BEGIN), source[:, :-1]], 1)
-    return source, torch.full((batch,), length), given
-
-
-def build(kind: str, width: int, noise: float) -> Model:
-    """A model over the symbols."""
-    sizes = FIRST + SYMBOLS, FIRST + SYMBOLS
-    if kind == "fixed":
-        model: Model = FixedVector(*sizes, width=width, embedding=32)
-    else:
-        model = Attentive(*sizes, width=width, embedding=32, order="luong")  # all steps ask at once
-
-    def noisy(module: object, given: object, out: Encoded) -> Encoded:
-        return Encoded(*(x + noise * torch.randn_like(x) for x in (out.states, out.final)))
-
-    if noise:
-        model.encoder.register_forward_hook(noisy)
-    return model
+from softlookup.lab.bottleneck.experiment import SYMBOLS, bits, capacity, trained
 
 
 def bound(kind: str, width: int, noise: float) -> float:
     """Bits that get through a fixed vector at most."""
-    return 2 * width * math.log2(1 + 2 / (noise * math.sqrt(2 * math.pi * math.e))) if noise and kind == "fixed" else math.inf
-
-
-def nats(model: Model, length: int, batch: int = BATCH) -> Tensor:
-    """The cross-entropy of fresh sequences, in nats per sequence."""
-    source, lengths, given = fresh(length, batch)
-    logits = model(source, lengths, given)
-    assert isinstance(logits, Tensor)
-    return F.cross_entropy(logits.flatten(0, 1), source.flatten(), reduction="sum") / batch
+    return capacity(width, noise) if noise and kind == "fixed" else math.inf
 
 
 def measure(kind: str, length: int, width: int, steps: int, seed: int, noise: float) -> dict[str, float]:
     """Train a model, and count the bits that come through."""
-    torch.manual_seed(seed)
-    model = build(kind, width, noise)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps, pct_start=0.1)
     start = time.perf_counter()
-    for _ in range(steps):
-        optimizer.zero_grad()
-        # Lengths grow to the whole within the first half: position is learned on short sequences first.
-        done = schedule.last_epoch / steps
-        now = min(length, max(4, math.ceil(length * done * 2)))
-        (nats(model, now) / now).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    model.eval()
-    with torch.no_grad():
-        loss = float(torch.stack([nats(model, length, 256) for _ in range(8)]).mean())
-    whole = length * math.log2(SYMBOLS)
-    parameters = sum(x.numel() for x in model.parameters())
-    seconds = time.perf_counter() - start
-    return {"bits": whole - loss / math.log(2), "of": whole, "parameters": parameters, "seconds": seconds}
+    model = trained(kind, length, width, steps, seed, noise)
+    parameters, seconds = sum(x.numel() for x in model.parameters()), time.perf_counter() - start
+    return {"bits": bits(model, length), "of": length * math.log2(SYMBOLS), "parameters": parameters, "seconds": seconds}
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ def counted(results: Sequence[Result]) -> str:
 def _lead(results: Sequence[Result]) -> str:
     flips = sum(result.flips for result in results)
     quick = " Some are quick runs, of few seeds and small sizes." if any(result.quick for result in results) else ""
-    return f"{counted(results)}. Where the mechanism is taken away, {flips} verdicts change.{quick}"
+    return f"{counted(results)}. Where the mechanism is taken away, predictions of {flips} fail that held with it.{quick}"
 
 
 def _mark(verdict: Verdict) -> str:

@@ -10,6 +10,8 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import SoftlookupError
 from .claim import Claim
 from .records import Records
@@ -52,8 +54,9 @@ class Result:
 
     @property
     def flips(self) -> bool:
-        """Does the verdict change when the mechanism is removed?"""
-        return self.verdict() is not self.verdict(control=True)
+        """Is a prediction that is confirmed with the mechanism refuted without it?"""
+        verdicts = [[self.measured(q.name, x).verdict(q.low, q.high) for q in self.claim.quantities] for x in (False, True)]
+        return (Verdict.CONFIRMED, Verdict.REFUTED) in zip(*verdicts, strict=True)
 
     def rows(self) -> list[dict[str, Any]]:
         """One for each prediction, as JSON: infinite bounds are null."""
@@ -103,13 +106,17 @@ def run(claim: Claim, quick: bool = False, retrain: Path | None = None, say: Say
     that are there already are taken."""
     new = None if retrain is None else retrain / claim.name / "records.json"
     kept = claim.folder / "records.json" if retrain is None else None
-    records, start = Records(kept, new), time.perf_counter()
+    records, start, threads = Records(kept, new), time.perf_counter(), torch.get_num_threads()
     seeds = range(claim.quick_seeds if quick else claim.seeds)
     both: list[list[dict[str, Any]]] = []
-    for control in (False, True):
-        both.append([])
-        for seed in seeds:
-            done = (control * len(seeds) + seed) / (2 * len(seeds))
-            say(f"{claim.name}{', control' if control else ''}, seed {seed}", done)
-            both[-1].append(claim.experiment.measure(Given(seed, quick, control, records)))
+    torch.set_num_threads(1)  # small tensors, for which a second one is in the way
+    try:
+        for control in (False, True):
+            both.append([])
+            for seed in seeds:
+                done = (control * len(seeds) + seed) / (2 * len(seeds))
+                say(f"{claim.name}{', control' if control else ''}, seed {seed}", done)
+                both[-1].append(claim.experiment.measure(Given(seed, quick, control, records)))
+    finally:
+        torch.set_num_threads(threads)
     return Result(claim, quick, time.perf_counter() - start, *both)
