@@ -28,6 +28,7 @@ from torch import Tensor
 import softlookup as sl
 from softlookup import linear, manifolds, sparse
 from softlookup.files import write_text
+from softlookup.lab.hyperbolic import trees
 
 HERE = Path(__file__).parent
 KEPT = HERE / "beyond.json"
@@ -143,7 +144,7 @@ def cost(tokens: int) -> list[dict[str, Any]]:
 def tree(_: int) -> list[dict[str, Any]]:
     """One row for each width and score of `hierarchy.py`, with its own defaults."""
     torch.set_num_threads(1)
-    steps, rows = hierarchy.above(hierarchy.tree()), []
+    steps, rows = trees.above(trees.tree()), []
     for width, kind, rate, found, _model in hierarchy.compared(steps, hierarchy.WIDTHS, hierarchy.RATES, 2, 300):
         precision, first = (statistics.mean(x) for x in zip(*found, strict=True))
         rows.append({"width": width, "score": kind, "rate": rate, "precision": precision, "parent": first})
