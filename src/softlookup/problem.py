@@ -177,6 +177,13 @@ def flatten(query: Tensor, key: Tensor, value: Tensor | None) -> tuple[Tensor, T
     return flat[0], flat[1], (flat[2] if value is not None else None), Shapes(tuple(lead), heads, headless)
 
 
+def same_length(query: Tensor, **others: Tensor) -> None:
+    """Raise unless there are as many of the others as queries, (…, L, width), so that each has its own place."""
+    for name, x in others.items():
+        if x.shape[-2] != query.shape[-2]:
+            raise SoftlookupError(f"causal: expected as many {name} as queries, {query.shape[-2]}, got {x.shape[-2]}")
+
+
 def place_of(queries: int, keys: int, query_offset: int | Tensor | None, key_offset: int, total: int | None) -> Place:
     """The place of L queries and S keys in the whole; queries are right-aligned with the whole's keys by default."""
     total_keys = keys + key_offset if total is None else int(total)
@@ -330,14 +337,14 @@ def check_form(form: Form, score: Score, batch: int, heads: int, length: int, ke
 
 
 def scrub(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Non-finite rows replaced by 0, and where they were (None if nowhere).
+    """Non-finite rows replaced by 0, and where they were (None if nowhere, which a graph cannot know).
 
     A row whose squares overflow is one too.
 
     Lowering and its gradient must not mix a bad row into others (0 * NaN is NaN); the rows are marked again afterwards.
     """
     norms = row_norms(x.detach())
-    if math.isfinite(norms.max()):
+    if not torch.compiler.is_compiling() and math.isfinite(norms.max()):
         return x, None
     bad = ~norms.isfinite()
     return x.masked_fill(bad, 0), bad

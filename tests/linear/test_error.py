@@ -35,4 +35,24 @@ def test_nothing_is_explained_where_values_do_not_vary(dtype):
     same = linear.error_against_exact(halved, *(x.to(dtype) for x in (q, k, 0 * v + 0.7)))
     for error in (one, same):
         assert math.isnan(error.explained) and error.relative == pytest.approx(0.5, rel=1e-2)
-    assert "variance explained nan%" in str(one)
+    assert "variance explained undefined, as exact values do not vary" in str(one)
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-200, 1e200])
+def test_shares_do_not_depend_on_the_size_of_values(size):
+    q, k, v = (torch.randn(2, 3, 9, 4, generator=make, dtype=torch.float64) for _ in range(3))
+
+    def slanted(q, k, v):
+        return sl.attend(q, k, v) + v / 2
+
+    got, want = linear.error_against_exact(slanted, q, k, v * size), linear.error_against_exact(slanted, q, k, v)
+    for name in ("relative", "worst", "cosine", "explained"):
+        assert getattr(got, name) == pytest.approx(getattr(want, name), rel=1e-9)
+    assert 0.1 < want.cosine < 0.99
+    assert linear.error_against_exact(lambda *x: 1e-20 * sl.attend(*x), q, k, v).cosine == pytest.approx(1)
+    assert linear.error_against_exact(lambda *x: 0 * sl.attend(*x), q, k, v).cosine == 0
+
+
+def test_what_is_not_finite_has_no_error():
+    found = linear.error_against_exact(lambda *x: math.nan * sl.attend(*x), q, k, v)
+    assert str(found) == "error undefined, as some values are not finite"

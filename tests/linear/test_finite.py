@@ -54,9 +54,11 @@ def test_a_query_is_nan_where_it_reads_what_is_not_finite(by, which, bad):
     second, _ = linear.advance(*(x[:, :, 11:] for x in (q, k, v)), state, features=by)
     assert torch.equal(where_nan(torch.cat([first, second], 2)), reads)
     everyone = reads if which == "query" else reads.any(-1, keepdim=True).expand_as(reads)
-    out = linear.attend(q, k, v, features=by)
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    out, want = linear.attend(*leaves, features=by), linear.attend(*clean, features=by)
     assert torch.equal(where_nan(out), everyone)
-    torch.testing.assert_close(out[~everyone], linear.attend(*clean, features=by)[~everyone])
+    torch.testing.assert_close(out[~everyone], want[~everyone])
+    assert all(g.isfinite().all() for g in torch.autograd.grad(out.nansum(), leaves))
 
 
 def test_features_that_overflow_reach_later_queries_only():
@@ -149,6 +151,19 @@ def test_a_learned_map_takes_inputs_of_any_dtype(dtype):
     want = by_pairs(q.double(), k.double(), v.double(), learned.double(), True)
     got = linear.attend(q, k, v, features=learned.float(), causal=True)
     torch.testing.assert_close(got.double(), want, **({"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}))
+
+
+def test_no_queries_have_no_values():
+    """In every form, with the batch that inputs broadcast to."""
+    q, k, v = tensors()
+    none = q[:1, :, :0], k[:, :, :0], v[:, :, :0]
+    nobody = torch.ones(2, 0, dtype=torch.bool)
+    assert linear.attend(none[0], k, v).shape == (2, H, 0, 5)
+    assert linear.attend(none[0][0, 0], k[0, 0], v[0, 0]).shape == (0, 5)
+    assert linear.attend(*none, causal=True, keep=nobody).shape == (2, H, 0, 5)
+    out, state = linear.advance(*none, None, keep=nobody)
+    assert out.shape == (2, H, 0, 5) and linear.advance(*none, state, keep=nobody)[0].shape == (2, H, 0, 5)
+    assert linear.recur(k[:1, :, :0], *none[1:])[0].shape == (2, 2, 0, 5)
 
 
 def test_no_steps_change_nothing():

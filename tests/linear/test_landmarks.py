@@ -50,7 +50,22 @@ def test_a_landmark_for_every_key_is_softmax():
     torch.testing.assert_close(linear.nystrom(k, k, v, landmarks=15), want, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(linear.nystrom(k, k, v, landmarks=15, iterations=20), want, rtol=1e-9, atol=1e-9)
     single = linear.nystrom(k.float(), k.float(), v.float(), landmarks=15)
-    torch.testing.assert_close(single.double(), want, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(single.double(), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("landmarks", "size"), [(8, 0.1), (50, 1.0)], ids=["3e5", "5e4"])
+@pytest.mark.parametrize("iterations", [None, 6])
+def test_gradients_of_single_precision_have_its_digits(landmarks, size, iterations):
+    """Rounding grows by the condition of the weights of landmarks, the cases' names, and not by its square."""
+    make = torch.Generator().manual_seed(0)
+    q, k, v, by = (torch.randn(1, 2, 200, 32, generator=make) for _ in range(4))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        x = [(size * q).to(dtype).requires_grad_(), (size * k).to(dtype).requires_grad_(), v.to(dtype).requires_grad_()]
+        out = linear.nystrom(*x, landmarks=landmarks, iterations=iterations)
+        found.append([out.detach(), *torch.autograd.grad((out * by.to(dtype)).sum(), x)])
+    for got, want in zip(*found, strict=True):
+        assert (got - want).norm() < 1e-3 * want.norm()
 
 
 def test_the_iteration_goes_to_the_inverse():

@@ -160,6 +160,26 @@ def test_orthogonal_features_vary_less():
         torch.testing.assert_close(apart, torch.eye(len(rows), dtype=torch.float64), atol=1e-6, rtol=0)
 
 
+def test_elu_plus_one_has_digits_however_small():
+    """Against float64, with gradients; below -87 float32 has few or none, but for a query, of which a factor cancels."""
+    x = torch.cat([torch.linspace(-87, 40, 500, dtype=torch.float64), torch.zeros(1)])[:, None].requires_grad_()
+    want = torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+    single = x.detach().float().requires_grad_()
+    got = linear.EluPlusOne()(single)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)  # of inputs rounded to 4e-6
+    grads = torch.autograd.grad(got.sum(), single)[0].double(), torch.autograd.grad(want.sum(), x)[0]
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=0)
+    assert grads[0][-1] == 1
+
+    q, k, v = (x.detach() for x in tensors())
+    for causal in (False, True):
+        want = linear.attend(q - 200, k - 60, v, causal=causal)
+        assert want.any(-1).all()
+        got = linear.attend((q - 200).float(), (k - 60).float(), v.float(), causal=causal)
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)  # of queries rounded to 1e-5
+        torch.testing.assert_close(want, by_pairs((q - 200).exp(), (k - 60).exp(), v, Same(), causal))
+
+
 def test_cosformer_weights_fall_with_distance():
     x = torch.ones(1, 1, 40, 3)
     by = linear.CosFormer(40)
@@ -261,6 +281,24 @@ class Flat(linear.FeatureMap):
         return x[:, 0]
 
 
+class Same(linear.FeatureMap):
+    def forward(self, x, first=0):
+        return x
+
+
+class Made(linear.FeatureMap):
+    def __init__(self, made):
+        super().__init__()
+        self.made = made
+
+    def forward(self, x, first=0):
+        return self.made
+
+
+class Unmade(linear.FeatureMap):
+    pass
+
+
 def unplaced():
     class Own(linear.FeatureMap):
         def forward(self, x):
@@ -312,8 +350,23 @@ WRONG = {
     "state: expected torch.float32 on cpu, got torch.float64 on cpu": lambda q, k, v: goes_on(q.float(), k.float(), v.float()),
     "state: expected sums of shape (1, 4, 8, 6), got (2, 4, 8, 6)": lambda q, k, v: goes_on(q[:1], k[:1], v[:1]),
     "state: expected one of ReLU(0.001), got one of EluPlusOne()": lambda q, k, v: goes_on(q, k, v, by=linear.ReLU()),
-    "state: expected one of RandomFeatures(8, 8, kind='positive', scale=0.3536, seed=1), got one of": lambda q, k, v: goes_on(
+    "state: expected one of RandomFeatures(8, 8, kind='positive', scale=0.35355339059327": lambda q, k, v: goes_on(
         q, k, v, linear.RandomFeatures(8), linear.RandomFeatures(8, seed=1)
+    ),
+    "features: expected a tensor in torch.float64, in which they are summed, got NoneType": lambda q, k, v: linear.attend(
+        q, k, v, features=Made(None)
+    ),
+    "features: expected a tensor in torch.float64, in which they are summed, got a float16 tensor": lambda q, k, v: (
+        linear.attend(q, k, v, causal=True, features=Made(k.half()))
+    ),
+    "Unmade: expected forward(x, first), or query and key, got neither": lambda q, k, v: linear.attend(
+        q, k, v, features=Unmade()
+    ),
+    "causal: expected as many values as queries, 0, got 1": lambda q, k, v: linear.attend(
+        q[:, :, :0], k[:, :, :0], v[:, :, :1], causal=True
+    ),
+    "key: expected every dimension to be at least 1, got shape (2, 2, 0, 8)": lambda q, k, v: linear.attend(
+        q, k[:, :, :0], v[:, :, :0]
     ),
     "features: expected (B, H, L, F) of queries": lambda q, k, v: linear.attend(q, k, v, features=Flat()),
     "features: expected as many of queries as of keys, got 8 and 4": lambda q, k, v: linear.attend(q, k[..., :4], v),
@@ -322,7 +375,10 @@ WRONG = {
     "Hedgehog: expected 4 heads of width 6, got 4 of 8": lambda q, k, v: linear.attend(q, k, v, features=linear.Hedgehog(6, 4)),
     "RandomFeatures: expected rows of width 6, got 8": lambda q, k, v: linear.RandomFeatures(6)(q),
     "RandomFeatures: expected a finite scale above 0, got -1": lambda q, k, v: linear.RandomFeatures(8, scale=-1),
+    "RandomFeatures: expected a finite scale above 0, got x": lambda q, k, v: linear.RandomFeatures(8, scale="x"),
+    "RandomFeatures: expected a whole number as seed, got None": lambda q, k, v: linear.RandomFeatures(8, seed=None),
     "ReLU: expected a finite offset of at least 0, got -1": lambda q, k, v: linear.ReLU(-1),
+    "ReLU: expected a finite offset of at least 0, got None": lambda q, k, v: linear.ReLU(None),
     "CosFormer: expected length of at least 1, got 2.5": lambda q, k, v: linear.CosFormer(2.5),
     "features: expected queries and keys with a feature in common": lambda q, k, v: linear.attend(
         300 * q, 300 * k, v, causal=True, features=linear.RandomFeatures(8)

@@ -42,6 +42,16 @@ def test_under_autocast_projections_and_keys_meet():
     assert (got.double() - want).norm() < 0.02 * want.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once(dtype):
+    half = [x.to(dtype) for x in (10 * q, k, v, e, f)]
+    got, seen = linear.linformer(*half, stats=("entropy",))
+    want, single = linear.linformer(*(x.float() for x in half), stats=("entropy",))
+    assert torch.equal(got, want.to(dtype)) and torch.equal(seen.entropy, single.entropy)
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(linear.linformer(*(x.float() for x in half)), got)
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

@@ -73,6 +73,16 @@ def test_it_is_attention_of_projected_heads(x):
     torch.testing.assert_close(made(x, keep=keep)[1, :8], made(x[1:, :8])[0])
 
 
+def test_steps_leave_out_what_is_not_real(x):
+    torch.manual_seed(0)
+    made = linear.LinearAttention(12, 3).double()
+    keep = torch.arange(11) < torch.tensor([[11], [8]])
+    first, state = made.advance(x[:, :6], None, keep=keep[:, :6])
+    second, state = made.advance(x[:, 6:], state, keep=keep[:, 6:])
+    torch.testing.assert_close(torch.cat([first, second], 1), made(x, keep=keep))
+    torch.testing.assert_close(state.sums[1], made.advance(x[1:, :8], None)[1].sums[0])
+
+
 def test_the_gated_delta_rule_is_its_equations(x):
     torch.manual_seed(0)
     made = linear.GatedDelta(12, 3).double()
@@ -100,6 +110,11 @@ def test_the_gated_delta_rule_is_its_equations(x):
         (lambda: linear.LinearAttention(4, 1, causal=False).advance(torch.ones(1, 1, 4), None), "LinearAttention: expected"),
         (lambda: linear.GatedDelta(12, 5), "GatedDelta: expected heads that divide the width 12, got 5"),
         (lambda: linear.GatedDelta(12, 3, value_width=0), "GatedDelta: expected value_width of at least 1, got 0"),
+        (lambda: linear.LinearAttention(12, 3)(torch.ones(1, 2, 11)), "x: expected tokens (B, L, 12), got a float32"),
+        (lambda: linear.LinearAttention(12, 3).advance(torch.ones(2, 12), None), "x: expected tokens (B, L, 12), got"),
+        (lambda: linear.GatedDelta(12, 3)(torch.ones(1, 2, 11)), "x: expected tokens (B, L, 12), got a float32 tensor"),
+        (lambda: linear.GatedDelta(12, 3)(torch.ones(2, 12)), "x: expected tokens (B, L, 12), got a float32 tensor"),
+        (lambda: linear.GatedDelta(12, 3)(None), "x: expected tokens (B, L, 12), got NoneType"),
     ],
 )
 def test_mistakes_are_one_line(act, said):

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from ..errors import SoftlookupError
 from ..masks import describe
-from ..problem import flatten
+from ..problem import flatten, same_length
 from . import native
 
 CHUNK = 64
@@ -33,22 +33,24 @@ def checked(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, 
     for name, x in named.items():
         if not isinstance(x, Tensor) or x.ndim != 4:
             raise SoftlookupError(f"{name}: expected 4 dimensions (B, H, L, width), got {describe(x)}")
+    same_length(query, keys=key, values=value)
     length = query.shape[2]
-    for name, x in named.items():
-        if x.shape[2] != length:
-            raise SoftlookupError(f"causal: expected as many {name}s as queries, {length}, got {x.shape[2]}")
-    if not length:
-        flatten(*(pad(x, (0, 0, 0, 1)) for x in named.values()))
-        return query, key, value
-    q, k, v, _ = flatten(query, key, value)
+    q, k, v, _ = flatten(*map(filled, named.values()))
     assert v is not None
-    return q, k, v
+    return q[:, :, :length], k[:, :, :length], v[:, :, :length]
+
+
+def filled(x: Tensor) -> Tensor:
+    """With a row where (…, L, width) has none, for what expects some; what is no such tensor as it is."""
+    none = isinstance(x, Tensor) and x.ndim > 1 and not x.shape[-2]
+    return pad(x, (0, 0, 0, 1)) if none else x
 
 
 def unfit(*tensors: Tensor | None) -> Tensor | None:
-    """(B, H, N), True where one of the tensors (B, H, N, W) has something that is not finite; None if they have nothing."""
+    """(B, H, N), True where one of the tensors (B, H, N, W) has something that is not finite; None if they have nothing, which
+    a graph cannot know."""
     given = [x.detach() for x in tensors if x is not None]
-    if all(math.isfinite(x.sum()) for x in given):
+    if not torch.compiler.is_compiling() and all(math.isfinite(x.sum()) for x in given):
         return None
     return torch.stack([~x.isfinite().all(-1) for x in given]).any(0)
 

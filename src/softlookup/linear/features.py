@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import zlib
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import elu
 
 from ..errors import SoftlookupError, at_least_one
 
@@ -17,6 +17,7 @@ class FeatureMap(nn.Module):
 
     One of your own has `forward(x, first)`, for both, or `query` and `key`. Features of a row may depend on that row alone:
     then sums over keys mean the same however they are cut. A factor common to all features of a query cancels.
+    What it knows beside parameters and buffers belongs in `extra_repr`: a State is continued by no other map.
     """
 
     def __init_subclass__(cls) -> None:
@@ -27,6 +28,9 @@ class FeatureMap(nn.Module):
                 signature.bind("self", "x", 0)
             except TypeError:
                 raise SoftlookupError(f"{cls.__name__}.{name}: expected (self, x, first), got {signature}") from None
+
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        raise SoftlookupError(f"{type(self).__name__}: expected forward(x, first), or query and key, got neither")
 
     def query(self, x: Tensor, first: int = 0) -> Tensor:
         return self(x, first)
@@ -39,12 +43,34 @@ class FeatureMap(nn.Module):
         None: they are as `key` has them."""
         return self.key(x, first), None
 
+    def identity(self) -> str:
+        """What tells this map from others: its words, and a checksum of what it has learned or drawn, in single precision."""
+        said, held = " ".join(repr(self).split()), [*self.parameters(), *self.buffers()]
+        return f"{said} with {_checksum(held):08x}" if held else said
+
+
+@torch.compiler.disable  # bytes are outside of any graph
+def _checksum(tensors: list[Tensor]) -> int:
+    found = 0
+    for x in tensors:
+        found = zlib.crc32(x.detach().float().cpu().contiguous().numpy().tobytes(), found)
+    return found
+
 
 class EluPlusOne(FeatureMap):
-    """phi(x) = elu(x) + 1 (Katharopoulos et al. 2020, eq. 7). F = E."""
+    """phi(x) = elu(x) + 1 = max(x, 0) + exp(min(x, 0)) (Katharopoulos et al. 2020, eq. 7). F = E."""
+
+    def query(self, x: Tensor, first: int = 0) -> Tensor:
+        """As `forward`, but for a factor of queries whose features are all below 1, of which the largest becomes 1."""
+        return self._below(x, x.detach().amax(-1, keepdim=True).clamp(max=0))
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
-        return elu(x).add_(1)
+        return self._below(x, 0)
+
+    @staticmethod
+    def _below(x: Tensor, top: Tensor | float) -> Tensor:
+        positive = x.relu()
+        return (x - positive).sub_(top).exp_() + positive  # elu(x) + 1 as it is written loses its digits below 0
 
 
 class ReLU(FeatureMap):
@@ -52,7 +78,7 @@ class ReLU(FeatureMap):
 
     def __init__(self, offset: float = 1e-3):
         super().__init__()
-        if not 0 <= offset < math.inf:
+        if not isinstance(offset, int | float) or not 0 <= offset < math.inf:
             raise SoftlookupError(f"ReLU: expected a finite offset of at least 0, got {offset}")
         self.offset = offset
 
@@ -97,14 +123,15 @@ class RandomFeatures(FeatureMap):
             raise SoftlookupError(f"RandomFeatures: expected kind 'positive' or 'trigonometric', got {kind!r}")
         self.width, self.features, self.kind, self.orthogonal = width, features, kind, orthogonal
         self.scale = width**-0.5 if scale is None else scale
-        if not 0 < self.scale < math.inf:
+        if not isinstance(self.scale, int | float) or not 0 < self.scale < math.inf:
             raise SoftlookupError(f"RandomFeatures: expected a finite scale above 0, got {scale}")
         self.register_buffer("w", torch.empty(features, width))
         self.draw(seed)
 
     def draw(self, seed: int) -> None:
         """Other random features, as training may want from time to time."""
-        self.seed = seed
+        if not isinstance(seed, int):
+            raise SoftlookupError(f"RandomFeatures: expected a whole number as seed, got {seed!r}")
         make = torch.Generator().manual_seed(seed)
         w = torch.randn(self.features, self.width, generator=make, dtype=torch.float64)
         if self.orthogonal:
@@ -116,7 +143,7 @@ class RandomFeatures(FeatureMap):
         self.w.copy_(w)
 
     def extra_repr(self) -> str:
-        said = f"{self.width}, {self.features}, kind={self.kind!r}, scale={self.scale:.4g}, seed={self.seed}"
+        said = f"{self.width}, {self.features}, kind={self.kind!r}, scale={self.scale}"
         return said if self.orthogonal else f"{said}, orthogonal=False"
 
     def query(self, x: Tensor, first: int = 0) -> Tensor:

@@ -40,19 +40,22 @@ def nystrom(
     if landmarks > (shorter := min(q.shape[2], k.shape[2])):
         raise SoftlookupError(f"nystrom: expected no more landmarks than queries and keys, {shorter}, got {landmarks}")
     with without_autocast(q.device.type):
-        q, k, v = single(q), single(k), single(v)  # an inverse of weights that were rounded
+        q, k, v = single(q), single(k), single(v)
         of_query, of_key = _means(q, landmarks), _means(k, landmarks).repeat_interleave(q.shape[1] // k.shape[1], 1)
-        eye = torch.eye(landmarks, dtype=q.dtype, device=q.device).expand(*of_key.shape[:2], -1, -1)
+        eye = torch.eye(landmarks, dtype=of_key.dtype, device=q.device).expand(*of_key.shape[:2], -1, -1)
         weights = attend(of_query, of_key, eye, scale=scale)
         weights = weights.nan_to_num()  # of a NaN there is no inverse; what it is multiplied by has the NaN too
         inverse = torch.linalg.pinv(weights) if iterations is None else _inverse(weights, iterations)
-        out = attend(q, of_key, inverse @ attend(of_query, k, v, scale=scale), scale=scale)
+        values = inverse @ attend(of_query.to(k.dtype), k, v, scale=scale).double()
+        out = attend(q, of_key.to(k.dtype), values.to(v.dtype), scale=scale)
     return shapes.restore(out.to(value.dtype), 1)
 
 
 def _means(x: Tensor, segments: int) -> Tensor:
-    """(B, H, N, E) -> (B, H, m, E), of segments whose lengths differ by one at most."""
-    return torch.stack([part.mean(2) for part in x.tensor_split(segments, 2)], 2)
+    """(B, H, N, E) -> (B, H, m, E) in float64, of segments whose lengths differ by one at most.
+
+    Errors of what is inverted grow by its condition, in gradients by the square: the m x m part has digits to lose."""
+    return torch.stack([part.mean(2, dtype=torch.float64) for part in x.tensor_split(segments, 2)], 2)
 
 
 def _inverse(weights: Tensor, iterations: int) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor
 from ..errors import SoftlookupError
 from ..masks import describe
 from ..operator import attend
-from ..running import StatsLike, autocast
+from ..running import StatsLike, autocast, without_autocast
+from ..scores import single
 from ..summary import Stats, across
 
 
@@ -49,7 +50,7 @@ def linformer(
     scale: float | Tensor | None = None,
     stats: StatsLike | None = None,
 ) -> Tensor | tuple[Tensor, Stats]:
-    """softmax(Q (E K)^T / sqrt(d)) F V (Wang et al. 2020, eq. 7), over all keys.
+    """softmax(Q (E K)^T / sqrt(d)) F V (Wang et al. 2020, eq. 7), over all keys; in at least float32.
 
     Args:
         query: (…, H, L, d). key: (…, Hkv, S, d). value: (…, Hkv, S, dv). H is a multiple of Hkv.
@@ -58,10 +59,13 @@ def linformer(
         stats: as `sl.attend` has them, of the distribution over mixtures; without "distance", as mixtures have no positions.
     """
     query, key, value, e, f = autocast(query, key, value, e, f)
-    mixed = [_mixed("key", key, "e", e), _mixed("value", value, "f", e if f is None else f)]
-    if stats is None or stats is False:
-        return attend(query, *mixed, scale=scale)
-    return attend(query, *mixed, scale=scale, stats=across(stats))
+    with without_autocast(query.device.type if isinstance(query, Tensor) else "cpu"):
+        given = query, _mixed("key", key, "e", e), _mixed("value", value, "f", e if f is None else f)
+        q, k, v = (single(x) if isinstance(x, Tensor) else x for x in given)
+        if stats is None or stats is False:
+            return attend(q, k, v, scale=scale).to(value.dtype)
+        out, seen = attend(q, k, v, scale=scale, stats=across(stats))
+    return out.to(value.dtype), seen
 
 
 def _mixed(of: str, x: Tensor, name: str, by: Tensor) -> Tensor:
@@ -74,4 +78,4 @@ def _mixed(of: str, x: Tensor, name: str, by: Tensor) -> Tensor:
         raise SoftlookupError(f"{name}: expected a tensor of shape {want}, got {describe(by)}")
     if by.dtype != x.dtype or by.device != x.device:
         raise SoftlookupError(f"{name}: expected the {of}'s {x.dtype} on {x.device}, got {by.dtype} on {by.device}")
-    return by @ x
+    return single(by) @ single(x)

@@ -6,9 +6,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, silu, softplus
+from torch.nn.functional import normalize, silu
 
 from ..errors import SoftlookupError, at_least_one
+from ..masks import describe
 from .attention import State, advance, attend
 from .delta import recur
 from .features import EluPlusOne, FeatureMap
@@ -52,14 +53,16 @@ class LinearAttention(nn.Module):
         """x (B, L, E) -> (B, L, E). keep: (B, L) boolean, True where a token is real."""
         return self.out(_join(attend(*self._projected(x), features=self.features, causal=self.causal, keep=keep)))
 
-    def advance(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """The next tokens (B, L, E) after what `state` has read (None: nothing) -> (B, L, E) and the state after them."""
+    def advance(self, x: Tensor, state: State | None, *, keep: Tensor | None = None) -> tuple[Tensor, State]:
+        """The next tokens (B, L, E) after what `state` has read (None: nothing) -> (B, L, E) and the state after them. keep: as
+        `forward` has it."""
         if not self.causal:
             raise SoftlookupError("LinearAttention: expected causal=True, to go on from a state, got False")
-        y, state = advance(*self._projected(x), state, features=self.features)
+        y, state = advance(*self._projected(x), state, features=self.features, keep=keep)
         return self.out(_join(y)), state
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        _check(x, self.of_query)
         return (
             _split(self.of_query(x), self.heads),
             _split(self.of_key(x), self.kv_heads),
@@ -103,10 +106,13 @@ class GatedDelta(nn.Module):
     def advance(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """The next tokens (B, L, E) after what `state` has read (None: nothing) -> (B, L, E) and the state after them,
         (B, H, E / H, Ev)."""
+        _check(x, self.of_query)
         value = _split(silu(self.of_value(x)), self.heads)
         # Under autocast norms are in float32.
         query, key = (normalize(_split(silu(of(x)), self.heads), dim=-1).to(value) for of in (self.of_query, self.of_key))
-        log_gate = -self.log_decay.exp() * softplus(self.of_gate(x))
+        gate = self.of_gate(x)
+        # logaddexp(x, 0) is softplus(x), whose compiled gradient fails where it comes in other strides.
+        log_gate = -self.log_decay.exp() * gate.logaddexp(torch.zeros_like(gate))
         rate = self.of_rate(x).sigmoid()
         y, state = recur(query, key, value, log_gate=log_gate.mT, rate=rate.mT, state=state)
         y = self.norm(y.to(self.norm.weight.dtype))  # for torch's fused norm
@@ -118,6 +124,12 @@ def _head_width(whose: str, width: int, heads: int) -> int:
     if width % heads:
         raise SoftlookupError(f"{whose}: expected heads that divide the width {width}, got {heads}")
     return width // heads
+
+
+def _check(x: Tensor, of: nn.Linear) -> None:
+    """Raise unless tokens can be projected."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 3 or x.shape[-1] != of.in_features:
+        raise SoftlookupError(f"x: expected tokens (B, L, {of.in_features}), got {describe(x)}")
 
 
 def _split(x: Tensor, heads: int) -> Tensor:

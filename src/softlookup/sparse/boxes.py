@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..errors import SoftlookupError
+from ..problem import same_length
 from ..scores import ScaledDot, same_width, single
 
 AT_ONCE = 2**19
@@ -45,8 +46,8 @@ class Boxes:
     def of(cls, query: Tensor, key: Tensor, causal: bool, scale: float | None, rows: int, keys: int) -> Boxes:
         (_, heads, length, width), total = query.shape, key.shape[2]
         same_width(ScaledDot(), query, key)
-        if causal and length != total:
-            raise SoftlookupError(f"causal: expected as many keys as queries, {length}, got {total}")
+        if causal:
+            same_length(query, keys=key)
         scale = width**-0.5 if scale is None else scale
         if not 0 < scale < math.inf:
             raise SoftlookupError(f"scale: expected a finite number > 0, got {scale}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import operator
 from ..errors import SoftlookupError, at_least_one
 from ..masks import Documents, Extent, Mask, content, extremes
-from ..problem import flatten, scrub
+from ..problem import flatten, same_length, scrub
 from ..running import StatsLike, autocast, without_autocast
 from ..scores import ScaledDot, same_width, unit
 from ..summary import Stats, chosen
@@ -63,9 +63,9 @@ def route(
     query, key, value = autocast(query, key, value)
     q, k, v, shapes = flatten(query, key, value)
     assert v is not None
-    (batch, heads, length, _), total = q.shape, k.shape[2]
-    if causal and length != total:
-        raise SoftlookupError(f"causal: expected as many keys as queries, {length}, got {total}")
+    batch, heads = q.shape[:2]
+    if causal:
+        same_length(q, keys=k)
     same_width(ScaledDot(), q, k)
     names = chosen(stats)
     if stats is True:
