@@ -86,8 +86,10 @@ class Model:
         return sl.operator.scores_of(q[rows], k, k, score=Distance(manifold), normalizer=sl.Softmax(1 / b), mask=others)
 
 
-def trained(kind: str, steps: Tensor, width: int, seed: int, rate: float, count: int) -> tuple[Model, float]:
-    """A model after `count` steps, and its loss over all nodes."""
+def trained(
+    kind: str, steps: Tensor, width: int, seed: int, rate: float, count: int, rows: int = 128
+) -> tuple[Model, float]:
+    """A model after `count` steps on so many nodes, and its loss over all nodes."""
     model, order = Model(kind, len(steps), width, seed), torch.Generator().manual_seed(seed)
     wanted = torch.where(steps > 0, 0.5**steps, 0)
     wanted = wanted / wanted.sum(-1, keepdim=True)  # NaN for the root, which has no ancestor
@@ -100,7 +102,7 @@ def trained(kind: str, steps: Tensor, width: int, seed: int, rate: float, count:
 
     for _ in range(count):
         optimizer.zero_grad()
-        loss(torch.randint(1, len(steps), (128,), generator=order)).backward()
+        loss(torch.randint(1, len(steps), (rows,), generator=order)).backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():
