@@ -115,7 +115,8 @@ def draw(axes: Any, found: list[dict[str, Any]], control: list[dict[str, Any]]) 
     constant = np.mean(found[0]["entropies"] - np.log(n))
     axes.plot(n, np.log(n) + constant, color=THEORY, lw=0.9, label="slope 1")
     for some, colour, label in ((found, WITH, "fixed"), (control, WITHOUT, "times log n")):
-        axes.plot(n, np.mean([each["entropies"] for each in some], 0), "o", color=colour, ms=4, label=f"uniform logits, {label}")
+        uniform = np.mean([each["entropies"] for each in some], 0)
+        axes.plot(n, uniform, "o", color=colour, ms=4, label=f"uniform logits, {label}")
         x, y = np.mean([each["by_length"] for each in some], 0).T
         axes.plot(np.exp(x), y, "s-", color=colour, ms=4, lw=0.8, mfc="none", label=f"SmolLM2, {label}")
     axes.set(xscale="log", xlabel="keys n", ylabel="mean entropy (nats)", ylim=(0, None))
