@@ -127,9 +127,9 @@ def draw(axes: Any, found: list[dict[str, Any]], control: list[dict[str, Any]]) 
         for n, each in enumerate(some):
             right.plot(each["depth"], "o-", color=colour, ms=3, lw=0.8, alpha=0.7, label=label if n == 0 else None)
     first, second = np.exp(np.log([each["depth"][1:3] for each in found]).mean(0))
-    cubed = [first * (second / first) ** ((3**n - 1) / 2) for n in range(3)]
-    right.plot(range(1, 4), cubed, color=THEORY, lw=0.9, ls="--", label="each fall 3 times the last")
+    cubed = [first * (second / first) ** ((3**n - 1) / 2) for n in range(4)]
+    right.plot(range(1, 5), cubed, color=THEORY, lw=1.4, ls="--", zorder=3, label="each fall 3 times the last")
     right.axhline(2**-53, color=THEORY, lw=0.8, ls=":", label="rounding")
-    right.set(yscale="log", xlabel="layers", ylabel="residual ‖X − 1x̄ᵀ‖ / ‖X‖", ylim=(1e-18, 9))
-    for half in (left, right):
-        half.legend(frameon=False, fontsize=8)
+    right.set(yscale="log", xlabel="layers", ylabel="residual ‖X − 1x̄ᵀ‖ / ‖X‖", ylim=(1e-26, 9))
+    left.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, loc="lower left")
