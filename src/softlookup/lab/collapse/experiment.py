@@ -94,7 +94,8 @@ def cubed(skips: bool) -> float:
     for size in sizes:
         torch.random.set_rng_state(shape)
         pairs.append(residuals(tokens(size), 1, skips))
-    return float(np.polyfit(*np.log(pairs).T, 1)[0])
+    before, after = np.log(pairs).T
+    return float(np.polyfit(before, after, 1)[0])
 
 
 def measure(given: Given) -> dict[str, Any]:
