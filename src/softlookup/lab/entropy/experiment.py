@@ -11,7 +11,7 @@ from torch import Tensor
 
 import softlookup as sl
 
-from ..figure import THEORY, WITH, WITHOUT
+from ..figure import THEORY, WITH, WITHOUT, halves
 from ..run import Given
 
 ROWS, KEYS, RANGE, ABOVE = 256, 16384, 6.0, 5.0
@@ -70,17 +70,16 @@ def remedies(remedy: bool) -> dict[str, Any]:
     """The weight of one key above all others, as n grows: under SSMax, and at a temperature that keeps the entropy."""
     from scipy.optimize import brentq
 
-    first, last = (one_above(n, 0.0, ABOVE) for n in (LENGTHS[0], LENGTHS[-1]))
+    keys = [one_above(n, 0.0, ABOVE) for n in LENGTHS]
+    first, last = keys[0], keys[-1]
+    weights = [float(seen(some, SSMAX if remedy else FIXED).max_weight) for some in keys]
     before = seen(first, FIXED)
 
     def excess(temperature: float) -> float:
         return float(seen(last, FIXED, temperature=temperature).entropy - before.entropy)
 
     kept = seen(last, FIXED, temperature=brentq(excess, 0.2, 1.0) if remedy else 1.0)
-    return {
-        "ssmax": float(seen(last, SSMAX if remedy else FIXED).max_weight),
-        "adaptive": float(kept.max_weight / before.max_weight),
-    }
+    return {"ssmax": weights[-1], "adaptive": float(kept.max_weight / before.max_weight), "weights": weights}
 
 
 def real(passage: int, ssmax: bool) -> list[list[float]]:
@@ -110,14 +109,18 @@ def measure(given: Given) -> dict[str, Any]:
 
 
 def draw(axes: Any, found: list[dict[str, Any]], control: list[dict[str, Any]]) -> None:
-    n = np.array(LENGTHS)
-    axes.plot(n, np.log(n), color=THEORY, lw=0.8, ls=":", label="log n, all alike")
-    constant = np.mean(found[0]["entropies"] - np.log(n))
-    axes.plot(n, np.log(n) + constant, color=THEORY, lw=0.9, label="slope 1")
-    for some, colour, label in ((found, WITH, "fixed"), (control, WITHOUT, "times log n")):
-        uniform = np.mean([each["entropies"] for each in some], 0)
-        axes.plot(n, uniform, "o", color=colour, ms=4, label=f"uniform logits, {label}")
+    left, right = halves(axes)
+    n, fine = np.array(LENGTHS), np.geomspace(LENGTHS[0], LENGTHS[-1], 100)
+    left.plot(n, np.mean([each["entropies"] - np.log(n) for each in found]) + np.log(n), color=THEORY, lw=0.9, label="slope 1")
+    for some, colour, label in ((found, WITH, "fixed"), (control, WITHOUT, "× log n")):
+        left.plot(n, np.mean([each["entropies"] for each in some], 0), "o", color=colour, ms=4, label=f"uniform, {label}")
         x, y = np.mean([each["by_length"] for each in some], 0).T
-        axes.plot(np.exp(x), y, "s-", color=colour, ms=4, lw=0.8, mfc="none", label=f"SmolLM2, {label}")
-    axes.set(xscale="log", xlabel="keys n", ylabel="mean entropy (nats)", ylim=(0, None))
-    axes.legend(frameon=False, loc="upper left", ncols=2, fontsize=8)
+        left.plot(np.exp(x), y, "s-", color=colour, ms=4, lw=0.8, mfc="none", label=f"SmolLM2, {label}")
+    for logit in (np.full_like(fine, ABOVE), 0.3 * ABOVE * np.log(fine)):
+        right.plot(fine, 1 / (1 + (fine - 1) * np.exp(-logit)), color=THEORY, lw=0.9)
+    right.plot(n, found[0]["weights"], "o", color=WITH, ms=4, label="SSMax, logits × 0.3 log n")
+    right.plot(n, control[0]["weights"], "o", color=WITHOUT, ms=4, mfc="none", label="fixed logits")
+    left.set(xscale="log", xlabel="keys n", ylabel="mean entropy (nats)", ylim=(0, 17))
+    right.set(xscale="log", xlabel="keys n", ylabel="weight of a key 5 above all others", ylim=(0, 1.05))
+    left.legend(frameon=False, fontsize=8, loc="upper left")
+    right.legend(frameon=False, fontsize=8, loc="center right")
