@@ -44,41 +44,15 @@ from scipy.optimize import brentq
 from scipy.special import lambertw
 from torch import Tensor
 
-import softlookup as sl
+from softlookup.lab.capacity.experiment import Draw, at_once, largest, sphere, threshold
 from softlookup.memory import settle
 
 BETA, RIGHT = 1.0, 0.9
-GROWTH = 2**0.25
-"""Patterns after a block over patterns before it."""
-
-Draw = Callable[[int, int], Tensor]
-
-
-def sphere(count: int, d: int) -> Tensor:
-    """(count, d), uniform on the sphere of radius sqrt(d)."""
-    return torch.nn.functional.normalize(torch.randn(count, d), dim=1) * d**0.5
 
 
 def signs(count: int, d: int) -> Tensor:
     """(count, d) of -1 and 1."""
     return torch.randint(0, 2, (count, d), dtype=torch.int8).float() * 2 - 1
-
-
-def at_once(draw: Draw, d: int, rho: float, queries: int) -> float:
-    """log N at which half of the queries fail, after one lookup."""
-    asked, fails = draw(queries, d)[None], torch.full((queries,), math.inf)
-    stored, whole, before = 0, None, torch.full((queries,), -math.inf)
-    while float((fails < math.inf).float().mean()) < 0.6:
-        block = draw(max(4, int(stored * (GROWTH - 1))), d)[None]
-        part = sl.lookup(asked, block, block[..., :1], score=sl.Dot(), normalizer=sl.Softmax(1 / BETA), stats="logsumexp")
-        whole = part if whole is None else sl.merge(whole, part)
-        now = whole.logsumexp[0]
-        # Within a block the logarithm of the sum grows with that of the number, about.
-        share = ((BETA * d * rho - before) / (now - before)).clamp(0, 1).nan_to_num(1)  # the first begins at -inf
-        at = math.log(max(1, stored)) * (1 - share) + math.log(stored + block.shape[1]) * share
-        fails = torch.where((now > BETA * d * rho) & (fails == math.inf), at, fails)
-        stored, before = stored + block.shape[1], now
-    return float(fails.quantile(0.5))
 
 
 def share_wrong(d: int, rho: float, stored: int, queries: int) -> float:
@@ -103,25 +77,20 @@ def settling(draw: Draw, d: int, rho: float, queries: int) -> float:
     return (low + high) / 2
 
 
-def largest(r: float) -> tuple[float, float]:
-    """On the sphere, the cosine m of the largest term for a query of length r sqrt(d), and phi(r), that term."""
-    m = (math.sqrt(1 + 4 * (BETA * r) ** 2) - 1) / (2 * BETA * r)
-    return m, math.log(1 - m**2) / 2 + BETA * r * m
-
-
 def expected(run: Callable[..., float], draw: Draw, rho: float) -> tuple[float, float]:
     """Slope and constant of log N in d, by the random energy model."""
     if draw is signs:
         return BETA * rho - math.log(math.cosh(BETA)), 0.0
-    m, phi = largest(1.0)
-    alpha = BETA * rho - phi
+    (alpha, constant), (m, _) = threshold(BETA, rho), largest(BETA)
+    if run is at_once:
+        return alpha, constant
 
     def margin(w: float) -> float:
         r = math.sqrt(w**2 + 2 * w * (1 - w) * m * rho + ((1 - w) * m) ** 2)
-        return BETA * (w + (1 - w) * m * rho) - largest(r)[1] - alpha
+        return BETA * (w + (1 - w) * m * rho) - largest(BETA * r)[1] - alpha
 
-    w = brentq(margin, 0.01, 0.99) if run is settling else 0.5
-    return alpha, math.log(1 - m**4) / 2 + math.log((1 - w) / w)
+    w = brentq(margin, 0.01, 0.99)
+    return alpha, constant + math.log((1 - w) / w)
 
 
 def bound(d: int, p: float = 0.5) -> tuple[float, bool]:
