@@ -253,8 +253,12 @@ def test_a_window_over_two_hundred_thousand_keys_is_quick():
     [
         (lambda: sl.Causal() & 3, "mask: expected a Mask, a boolean tensor or a function to combine with, got int"),
         (lambda: sl.Causal() | torch.ones(3), "mask: expected a Mask, a boolean tensor or a function"),
-        (lambda: sl.Window(0), "Window: expected a width of at least 1, got 0"),
-        (lambda: sl.Dilated(0), "Dilated: expected a rate of at least 1, got 0"),
+        (lambda: sl.Window(0), "Window: expected width of at least 1, got 0"),
+        (lambda: sl.Window("3"), "Window: expected width of at least 1, got '3'"),
+        (lambda: sl.Window(2.7), "Window: expected width of at least 1, got 2.7"),
+        (lambda: sl.Dilated(0), "Dilated: expected rate of at least 1, got 0"),
+        (lambda: sl.Dilated(2.5), "Dilated: expected rate of at least 1, got 2.5"),
+        (lambda: sl.Prefix("3"), "Prefix: expected an int or an integer tensor of shape (B,), got '3'"),
         (lambda: sl.Prefix(torch.ones(2, 2)), "Prefix: expected an int or an integer tensor"),
         (lambda: sl.Lengths(torch.ones(2)), "Lengths: expected an int or an integer tensor"),
         (lambda: sl.Padding(torch.ones(2, 3)), "Padding: expected a boolean tensor of shape (B, S), got a float32 tensor"),
@@ -275,6 +279,32 @@ def test_tensors_and_functions_combine_from_either_side():
     for mask in (sl.Causal() & seen, seen & sl.Causal(), sl.Causal() & (lambda b, h, i, j: seen[i - 4, j])):
         assert isinstance(mask, Mask)
         torch.testing.assert_close(sl.attend(q, k, v, mask=mask), want)
+
+
+@pytest.mark.parametrize("shape", [(6,), (5, 1), (5, 6), (2, 5, 6), (3, 1, 5, 6), (2, 1, 1, 5, 6), (2, 3, 2, 5, 6)])
+def test_tensors_are_spread_over_all_leading_dimensions_alone_or_combined(shape):
+    q, k, v = torch.randn(2, 3, 2, 5, 4), torch.randn(2, 3, 1, 6, 4), torch.randn(2, 3, 1, 6, 3)
+    seen = torch.rand(shape) > 0.4
+    alone = sl.attend(q, k, v, mask=seen.expand(2, 3, 2, 5, 6))
+    for mask in (seen, Dense(seen), ~~Dense(seen), ~(Everything() & ~seen)):
+        torch.testing.assert_close(sl.attend(q, k, v, mask=mask), alone)
+    both = sl.attend(q, k, v, mask=(seen & torch.ones(5, 6).bool().tril(1)).expand(2, 3, 2, 5, 6))
+    torch.testing.assert_close(sl.attend(q, k, v, mask=sl.Causal() & seen), both)
+    bias = torch.randn(shape)
+    torch.testing.assert_close(sl.attend(q, k, v, bias=bias), sl.attend(q, k, v, bias=bias.expand(2, 3, 2, 5, 6)))
+
+
+@pytest.mark.parametrize(("offset", "stand"), [(-2, "-2 to 1"), (3, "3 to 6"), ([0, 2, 1, 6], "0 to 6"), ([-1, 2, 1], "-1 to 2")])
+def test_queries_of_documents_stand_among_their_keys(offset, stand):
+    length = len(offset) if isinstance(offset, list) else 4
+    q, k, ids = torch.randn(1, 2, length, 4), torch.randn(1, 2, 6, 4), torch.tensor([0, 0, 0, 1, 1, 1])
+    offset = torch.tensor(offset) if isinstance(offset, list) else offset
+    for mask in (sl.Documents(ids), ~sl.Documents(ids) & sl.Causal()):
+        with pytest.raises(sl.SoftlookupError) as caught:
+            sl.attend(q, k, k, mask=mask, query_offset=offset)
+        assert str(caught.value) == f"Documents: expected query_ids, or queries at positions 0 to 5, got {stand}"
+        sl.attend(q, k, k, mask=mask, query_offset=6 - length)
+    sl.attend(q, k, k, mask=sl.Documents(ids, torch.zeros(length).long()), query_offset=offset)
 
 
 def test_masks_say_what_they_are_and_refuse_to_be_true_or_false():

@@ -20,7 +20,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from .errors import SoftlookupError
+from .errors import SoftlookupError, at_least_one
 from .tile import Region, Tile
 
 
@@ -64,6 +64,13 @@ class Mask:
 
     def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
         """Raise `SoftlookupError` if the mask does not fit B batch entries, H heads, L queries, S keys (of the whole)."""
+
+    def check_positions(self, first: int, last: int) -> None:
+        """Raise `SoftlookupError` if queries cannot stand where these do, from `first` to `last`."""
+
+    def spread(self, over: Callable[[Tensor], Tensor]) -> Mask:
+        """The same mask, its tensors of all pairs, (…, H, L, S) as the user has them, as `over` makes them (B, H, L, S)."""
+        return self
 
     def first_key(self) -> int | Tensor:
         """Position of the first real key: 0, or (B,) where padding on the left hides the beginning."""
@@ -165,6 +172,13 @@ class _Combined(Mask):
     def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
         for part in self.parts:
             part.check(batch, heads, queries, keys)
+
+    def check_positions(self, first: int, last: int) -> None:
+        for part in self.parts:
+            part.check_positions(first, last)
+
+    def spread(self, over: Callable[[Tensor], Tensor]) -> Mask:
+        return type(self)(*(part.spread(over) for part in self.parts))
 
     def key(self) -> Hashable:
         keys = tuple(key_of(part) for part in self.parts)
@@ -293,8 +307,7 @@ class Window(Mask):
     """
 
     def __init__(self, width: int):
-        if width < 1:
-            raise SoftlookupError(f"Window: expected a width of at least 1, got {width}")
+        at_least_one("Window", width=width)
         self.width = int(width)
 
     def key(self) -> Hashable:
@@ -319,8 +332,7 @@ class Dilated(Mask):
     """A query sees every `rate`-th key, counted from its own position: (i - j) mod rate = 0 (Child et al. 2019)."""
 
     def __init__(self, rate: int):
-        if rate < 1:
-            raise SoftlookupError(f"Dilated: expected a rate of at least 1, got {rate}")
+        at_least_one("Dilated", rate=rate)
         self.rate = int(rate)
 
     def key(self) -> Hashable:
@@ -341,11 +353,13 @@ class Prefix(Mask):
 
     def __init__(self, length: int | Tensor):
         self._what = type(self).__name__
-        self.length = torch.as_tensor(length)
+        want = f"{self._what}: expected an int or an integer tensor of shape (B,)"
+        try:
+            self.length = torch.as_tensor(length)
+        except (TypeError, ValueError, RuntimeError):
+            raise SoftlookupError(f"{want}, got {length!r}") from None
         if self.length.ndim > 1 or self.length.is_floating_point():
-            raise SoftlookupError(
-                f"{self._what}: expected an int or an integer tensor of shape (B,), got {describe(self.length)}"
-            )
+            raise SoftlookupError(f"{want}, got {describe(self.length)}")
 
     def key(self) -> Hashable:
         return type(self), content(self.length)
@@ -389,7 +403,7 @@ class Padding(Mask):
         return keep[tile.entry_of(keep), tile.j]
 
     def extent(self, region: Region) -> Extent:
-        return columns_extent(self.keep[region.b0 : region.b1] if len(self.keep) > 1 else self.keep, region.j0, region.j1)
+        return Dense(self.keep[:, None, None]).extent(region)
 
     def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
         if self.keep.shape[0] not in (1, batch) or self.keep.shape[1] != keys:
@@ -450,6 +464,12 @@ class Documents(Mask):
             got = tuple(self.query_ids.shape)
             raise SoftlookupError(f"Documents: expected query_ids of shape ({batch}, {queries}), got {got}")
 
+    def check_positions(self, first: int, last: int) -> None:
+        keys = self.ids.shape[1]
+        if self.query_ids is None and (first < 0 or last >= keys):
+            want = f"query_ids, or queries at positions 0 to {keys - 1}"
+            raise SoftlookupError(f"Documents: expected {want}, got {first} to {last}")
+
     def differs_in_batch(self) -> bool:
         return len(self.ids) > 1
 
@@ -503,16 +523,28 @@ class Dense(Mask):
         if isinstance(region.j0, int):
             block = region.cut(self.tensor)
             return bool(block.any()), bool(block.all())
-        found = []
-        for row0, row1 in zip(region.row0.flatten().tolist(), region.row1.flatten().tolist(), strict=True):
-            rows = replace(region, row0=row0, row1=row1, j0=0, j1=self.tensor.shape[-1]).cut(self.tensor).flatten(0, 2)
-            j0, j1 = region.j0.flatten(), region.j1.flatten()
-            found.append(columns_extent(rows if rows.shape[1] > 1 else rows.expand(-1, int(j1.max())), j0, j1))
+        panels = list(zip(region.row0.flatten().tolist(), region.row1.flatten().tolist(), strict=True))
+        if self.tensor.ndim < 2 or self.tensor.shape[-2] == 1:
+            panels = panels[:1]  # one serves all
+        found = [self._columns_extent(replace(region, row0=row0, row1=row1)) for row0, row1 in panels]
         some, every = (torch.stack(x) for x in zip(*found, strict=True))
         return some, every
 
+    def _columns_extent(self, region: Region) -> tuple[Tensor, Tensor]:
+        """For one range of rows and many of keys, (N,)."""
+        j0, j1 = region.j0.flatten(), region.j1.flatten()
+        rows = replace(region, j0=0, j1=self.tensor.shape[-1]).cut(self.tensor).flatten(0, 2)
+        rows = rows if rows.shape[1] > 1 else rows.expand(-1, int(j1.max()))
+        some, every = rows.view(torch.uint8).aminmax(dim=0)[::-1]  # ten times as fast as of booleans
+        before = torch.nn.functional.pad(torch.stack([some, every]).cumsum(1), (1, 0))
+        inside = before[:, j1] - before[:, j0]
+        return inside[0] > 0, inside[1] == j1 - j0
+
     def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
         check_broadcast("mask", self.tensor, (batch, heads, queries, keys))
+
+    def spread(self, over: Callable[[Tensor], Tensor]) -> Mask:
+        return Dense(over(self.tensor))
 
     def differs_in_batch(self) -> bool:
         return self.tensor.ndim == 4 and self.tensor.shape[0] > 1
@@ -538,17 +570,6 @@ class NotHidden(Mask):
 
     def at_heads(self, heads: Tensor) -> Mask | None:
         return NotHidden(pick(self.bias, -3, heads))
-
-
-def columns_extent(rows: Tensor, j0: int | Tensor, j1: int | Tensor) -> Extent:
-    """Of booleans (K, S): whether any, and whether all of columns j0:j1 are True."""
-    if isinstance(j0, int):
-        block = rows[:, j0:j1]
-        return bool(block.any()), bool(block.all())
-    some, every = rows.view(torch.uint8).aminmax(dim=0)[::-1]  # ten times as fast as of booleans
-    before = torch.nn.functional.pad(torch.stack([some, every]).cumsum(1), (1, 0))
-    inside = before[:, j1] - before[:, j0]
-    return inside[0] > 0, inside[1] == j1 - j0
 
 
 def extremes(ids: Tensor, lo: int | Tensor, hi: int | Tensor) -> tuple[Tensor, Tensor]:

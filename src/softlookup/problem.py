@@ -196,7 +196,8 @@ def canonical_mask(mask: Mask | Tensor | Callable | None, shapes: Shapes) -> tup
     if mask is None:
         return Everything(), None
     if isinstance(mask, Mask):
-        return mask, None
+        several = len(shapes.lead) > 1
+        return (mask.spread(lambda x: four_dimensional("mask", x, shapes)) if several else mask), None
     if isinstance(mask, Tensor):
         if mask.dtype == torch.bool:
             return Dense(four_dimensional("mask", mask, shapes)), None
@@ -221,7 +222,7 @@ def four_dimensional(what: str, tensor: Tensor, shapes: Shapes) -> Tensor:
     """A tensor broadcastable to (…, H, L, S) as one broadcastable to (B, H, L, S)."""
     if shapes.headless and tensor.ndim > 2:
         raise SoftlookupError(f"{what}: expected at most 2 dimensions (L, S) as query and key have 2, got {describe(tensor)}")
-    if tensor.ndim <= 4 and len(shapes.lead) <= 1:
+    if tensor.ndim <= (4 if len(shapes.lead) <= 1 else 3):
         return tensor[(None,) * (4 - tensor.ndim)]
     try:
         return tensor.expand(*shapes.lead, *tensor.shape[-3:]).reshape(-1, *tensor.shape[-3:])
@@ -272,6 +273,7 @@ def build(
     elif bias is not None:
         raise SoftlookupError(f"bias: expected a float tensor, ALiBi or RelativeTable, got {describe(bias)}")
     seen.check(batch, heads, length, where.total_keys)
+    seen.check_positions(*where.ends(length))
     for each in biases:
         each.check(batch, heads, length, where.total_keys)
     if not isinstance(sinks, int) or sinks < 1:

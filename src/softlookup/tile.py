@@ -116,6 +116,12 @@ class Place:
     key_offset: int
     total_keys: int
 
+    def ends(self, length: int) -> tuple[int, int]:
+        """The first and the last position where queries stand."""
+        if isinstance(self.queries, Tensor):
+            return int(self.queries.min()), int(self.queries.max())
+        return self.queries, self.queries + length - 1
+
     def positions(self, length: int, device: torch.device) -> Tensor:
         """(L,) int64 positions of the query rows."""
         if isinstance(self.queries, Tensor):
