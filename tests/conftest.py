@@ -18,6 +18,7 @@ def cut_blocks(monkeypatch, scores: int) -> None:
     monkeypatch.setattr(tiling, "CPU_SCORES", scores)
     monkeypatch.setattr(tiling, "PAIRWISE_FLOATS", scores * 5)
     if scores < 1000:
+        monkeypatch.setattr(tiling, "RUN", 4)
         original = tiling.Tiling._sizes
         monkeypatch.setattr(tiling.Tiling, "_rows", lambda self: 2)
         columns = {False: 5, True: 10**9}  # rows that must be whole are

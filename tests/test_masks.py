@@ -294,7 +294,7 @@ def test_tensors_are_spread_over_all_leading_dimensions_alone_or_combined(shape)
     torch.testing.assert_close(sl.attend(q, k, v, bias=bias), sl.attend(q, k, v, bias=bias.expand(2, 3, 2, 5, 6)))
 
 
-@pytest.mark.parametrize(("offset", "stand"), [(-2, "-2 to 1"), (3, "3 to 6"), ([0, 2, 1, 6], "0 to 6"), ([-1, 2, 1], "-1 to 2")])
+@pytest.mark.parametrize(("offset", "stand"), [(-2, "-2 to 1"), (3, "3 to 6"), ([0, 2, 1, 6], "0 to 6"), ([-1, 2], "-1 to 2")])
 def test_queries_of_documents_stand_among_their_keys(offset, stand):
     length = len(offset) if isinstance(offset, list) else 4
     q, k, ids = torch.randn(1, 2, length, 4), torch.randn(1, 2, 6, 4), torch.tensor([0, 0, 0, 1, 1, 1])

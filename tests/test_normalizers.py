@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 
 import entmax
 import pytest
@@ -11,14 +12,29 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import softlookup as sl
-from tests.cases import MASKS, RULES, SCORES, Cauchy, Exponential, L, S, mask_of, rule_case, score_case, tensors
-from tests.test_gradcheck import check, finite, together
+from softlookup import sparse
+from softlookup.engines import whole_rows
+from tests.cases import EV, MASKS, RULES, SCORES, B, Case, Cauchy, Exponential, H, L, S, mask_of, rule_case, score_case, tensors
+from tests.conftest import cut_blocks
+from tests.test_gradcheck import finite
 
 NAMES = [*sl.CHEAP, "support", "total_weight", "threshold", "received"]
 REAL = [
     n for n in NAMES if n not in ("max_logit", "max_weight", "argmax", "visible", "support", "jacobian_trace", "sink_weight")
 ]
 SPARSE = ["sparsemax", "entmax", "entmax_low", "entmax_high", "entmax_learned", "entmax_head", "topk"]
+
+
+GAPS = sparse.Blocks(torch.tensor([[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 0, 1]]).bool(), 4, 4)
+"""Of rows that see keys on both sides of some that they do not."""
+
+
+@pytest.fixture(params=[2**18, 110])
+def budget(request, monkeypatch):
+    """The streaming engine, with everything at once, and with blocks of two rows (whole ones) of two heads."""
+    cut_blocks(monkeypatch, request.param)
+    with sl.engine("streaming"):
+        yield
 
 
 def loss_of(value: Tensor, stats: sl.Stats, names=REAL) -> Tensor:
@@ -151,7 +167,7 @@ def test_values_statistics_and_gradients_equal_the_oracle(name, budget):
 @pytest.mark.parametrize("score", SCORES)
 def test_every_score(score, rule, small_blocks):
     case, of_rule = score_case(score), rule_case(rule)
-    case.arguments |= {"mask": mask_of("padding"), "normalizer": of_rule.arguments["normalizer"]}
+    case.arguments |= {"mask": mask_of("padding") & GAPS, "normalizer": of_rule.arguments["normalizer"]}
     case.parameters += of_rule.parameters
     leaves, found = case.leaves(), []
     for which in ("streaming", "reference"):
@@ -174,22 +190,87 @@ def test_every_mask(mask, budget):
         torch.testing.assert_close(found[0][1][each], found[1][1][each], msg=lambda m, e=each: f"{e}: {m}")
 
 
+def copies(case: Case, times: int) -> Case:
+    """A case `times` over, heads beside heads, each with inputs and parameters of its own; those of no head are of each."""
+    heads = case.query.shape[1]
+    once = {id(x): x.detach() if x.ndim else x.detach().expand(heads) for x in case.inputs}
+    made = {of: torch.cat([x] * times, int(x.ndim > 1)) for of, x in once.items()}
+    rule = copy(case.arguments["normalizer"])
+    vars(rule).update({name: made.get(id(x), x) for name, x in vars(rule).items()})
+    query, key, value, *parameters = made.values()
+    return Case(query, key, value, case.arguments | {"normalizer": rule}, parameters)
+
+
+def outputs(case: Case, times: int) -> Tensor:
+    """(times, N) the value and all statistics of each copy."""
+    value, stats = attend(case, stats=REAL)
+    return torch.cat([finite(x).reshape(times, -1) for x in (value, *(stats[each] for each in REAL))], 1)
+
+
 @pytest.mark.parametrize("name", RULES)
-def test_derivatives_of_the_value_and_all_statistics_entry_by_entry(name, small_blocks):
+def test_derivatives_of_the_value_and_all_statistics_entry_by_entry(name, monkeypatch):
+    """Against differences in the reference: every output has its own copy of the inputs, and so has every entry moved up or
+    down."""
+    cut_blocks(monkeypatch, 80)  # two rows of three copies
+    case, h = copies(rule_case(name, small=True), 1), 1e-6
+    count, sizes = outputs(case, 1).shape[1], [x.numel() for x in case.inputs]
+    many = copies(case, count)
+    with sl.engine("streaming"):
+        grads = torch.autograd.grad(outputs(many, count).diagonal().sum(), many.leaves())
+    entries = sum(sizes)
+    moved, step = copies(case, 2 * entries), torch.eye(entries, dtype=torch.float64) * h
+    for x, change in zip(moved.inputs, torch.cat([step, -step]).split(sizes, 1), strict=True):
+        x.view(2 * entries, -1).add_(change)
+    with sl.engine("reference"):
+        up, down = outputs(moved, 2 * entries).chunk(2)
+    got = torch.cat([grad.reshape(count, -1) for grad in grads], 1)
+    torch.testing.assert_close(got, ((up - down) / (2 * h)).mT, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_of_a_parameter_of_no_head_is_the_sum_of_all_heads(small_blocks):
+    one = rule_case("entmax_learned", small=True)
+    each = copies(one, 1)
+    got, want = (torch.autograd.grad(loss_of(*attend(case, stats=REAL)), case.leaves()) for case in (one, each))
+    torch.testing.assert_close(got[-1], want[-1].sum(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_statistic_alone_is_that_among_all(name, small_blocks):
     case = rule_case(name, small=True)
+    leaves = case.leaves()
+    _, among = attend(case, stats=REAL)
+    for each in REAL:
+        alone = attend(case, stats=each)[1][each]
+        assert torch.equal(alone, among[each]), each
+        weight = torch.where(alone.isfinite(), torch.randn_like(alone), 0)
+        got, want = (
+            torch.autograd.grad(x, leaves, weight, retain_graph=True, allow_unused=True, materialize_grads=True)
+            for x in (alone, among[each])
+        )
+        for x, y in zip(got, want, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12, msg=lambda m, e=each: f"{e}: {m}")
 
-    def run() -> Tensor:
-        value, stats = attend(case, stats=REAL)
-        return together(value, *(stats[each] for each in REAL))
 
-    check(run, case.leaves(), fast=False)
+@pytest.mark.parametrize("name", RULES)
+def test_keys_between_runs_of_visible_ones_are_not_looked_at(name, small_blocks, monkeypatch):
+    case, scored = rule_case(name), 0
+    case.arguments["mask"], leaves, found = GAPS, case.leaves(), []
+    scores = whole_rows.Blocks.scores
 
+    def counted(self, *arguments, **more):
+        nonlocal scored
+        block = scores(self, *arguments, **more)
+        scored += block.scores.numel()
+        return block
 
-@pytest.mark.parametrize("statistic", REAL)
-@pytest.mark.parametrize("name", ["sparsemax", "entmax_learned", "sigmoid_head"])
-def test_each_statistic_alone(name, statistic, small_blocks):
-    case = rule_case(name, small=True)
-    check(lambda: together(attend(case, stats=statistic)[1][statistic]), case.leaves(), fast=False)
+    monkeypatch.setattr(whole_rows.Blocks, "scores", counted)
+    for which in ("streaming", "reference"):
+        with sl.engine(which):
+            value, stats = attend(case, stats=NAMES)
+            found.append([value, *(stats[n] for n in NAMES), *torch.autograd.grad(loss_of(value, stats), leaves)])
+    for each, x, y in zip([*NAMES, "value", *leaves], *found, strict=False):
+        torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-8, msg=lambda m, e=each: f"{e}: {m}")
+    assert scored == 2 * int(stats.visible.sum())  # forward and backward
 
 
 @pytest.mark.parametrize("name", ["entmax", "entmax_learned", "sigmoid", "cauchy", "topk"])
@@ -400,23 +481,37 @@ def test_what_is_hidden_has_no_effect_and_what_is_not_finite_spoils_its_rows(nam
     for each in NAMES:
         torch.testing.assert_close(got[1][each], want[1][each], msg=lambda m, e=each: f"{e}: {m}")
     torch.testing.assert_close(got[2], want[2])
-    for which in range(3):
-        inputs = [case.query.clone(), case.key.clone(), case.value.clone()]
-        inputs[which][1, 1, 4] = math.nan
-        spoiled = run(*inputs)
-        bad = torch.zeros(seen.shape[:3], dtype=torch.bool)
-        if which:
-            bad[1, 2:4] = seen[1, 2:4, :, 4]
-        else:
-            bad[1, 1, 4] = True
-        bad &= seen.any(-1)
-        assert torch.equal(spoiled[0].isnan().all(-1), bad) and torch.equal(spoiled[0].isnan().any(-1), bad)
-        torch.testing.assert_close(spoiled[0][~bad], want[0][~bad])
-        assert torch.equal(spoiled[2][0].isnan().any(-1), bad)
-        if which < 2:
-            for each in ("entropy", "effective_keys", "jacobian_trace", "threshold"):
-                assert torch.equal(spoiled[1][each].isnan(), bad), each
-            assert (spoiled[1].argmax[bad] == -1).all()
+    query, key, value = case.query.clone(), case.key.clone(), case.value.clone()
+    query[1, 1, 4] = key[1, 1, 4] = value[0, 1, 4] = math.nan  # of heads of different keys each
+    spoiled = run(query, key, value)
+    by_score, by_value = torch.zeros(2, *seen.shape[:3], dtype=torch.bool)
+    by_score[1, 1, 4], by_score[1, 2:4] = seen[1, 1, 4].any(), seen[1, 2:4, :, 4]
+    by_value[0, 2:4] = seen[0, 2:4, :, 4]
+    bad = by_score | by_value
+    assert by_score[1, 1, 4] and by_score[1, 2:4].any() and by_value.any() and not bad.all()
+    assert torch.equal(spoiled[0].isnan().all(-1), bad) and torch.equal(spoiled[0].isnan().any(-1), bad)
+    torch.testing.assert_close(spoiled[0][~bad], want[0][~bad])
+    assert torch.equal(spoiled[2][0].isnan().any(-1), bad)
+    for each in ("entropy", "effective_keys", "jacobian_trace", "threshold"):
+        assert torch.equal(spoiled[1][each].isnan(), by_score), each
+        torch.testing.assert_close(spoiled[1][each][~by_score], want[1][each][~by_score])
+    assert (spoiled[1].argmax[by_score] == -1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # the native engine, where it can, and the streaming one
+@pytest.mark.parametrize("name", ["sparsemax", "entmax", "entmax_low", "topk", "sigmoid", "cauchy"])
+def test_gradients_are_not_finite_where_those_of_softmax_are_not(name, dtype):
+    rule = {"entmax": sl.Entmax()}.get(name) or rule_case(name).arguments["normalizer"]
+    inputs = [*tensors(dtype), torch.randn(B, H, L, EV, dtype=dtype)]
+    for which in range(4):
+        spoiled = [x.clone() for x in inputs]
+        spoiled[which][1, 1, 4, 1] = math.nan
+        found = []
+        for normalizer in (sl.Softmax(), rule):
+            leaves = [x.requires_grad_() for x in spoiled[:3]]
+            y = sl.attend(*leaves, mask=sl.Causal() & sl.Window(4), normalizer=normalizer)
+            found.append([x.isnan() for x in torch.autograd.grad(y, leaves, spoiled[3])])
+        assert any(x.any() for x in found[0]) and all(map(torch.equal, *found))
 
 
 # ---- use -------------------------------------------------------------------------------------------------------------
@@ -546,6 +641,6 @@ def test_gradcheck_is_what_finds_errors():
         def slope(self, x, w):
             return super().slope(x, w) * w.sqrt()
 
-    q, k, v = (x.requires_grad_() for x in tensors(b=1, h=2, kv=1, q=3, s=6, e=2, ev=2))
+    q, k, v = (x.requires_grad_() for x in tensors(b=1, h=2, kv=1, q=2, s=4, e=2, ev=1))
     assert gradcheck(lambda *x: sl.attend(*x, normalizer=Cauchy()), (q, k, v))
     assert not gradcheck(lambda *x: sl.attend(*x, normalizer=Wrong()), (q, k, v), raise_exception=False)

@@ -14,6 +14,7 @@ from ..masks import Cover, Dense, Everything, Mask, is_relative, key_of
 from ..problem import Problem
 from ..tile import Region, Tile
 from .library import KEYS, QUERIES
+from .tiling import runs
 
 AT_ONCE = 16
 """Blocks that a mask is asked for its pairs of in one go, where asking block by block would mostly be Python."""
@@ -238,11 +239,3 @@ class _Walk:
             if 0 < some < every:
                 self.bits.append(np.packbits(block, axis=1, bitorder="little"))
         return found
-
-
-def runs(numbers: np.ndarray, most: int) -> list[np.ndarray]:
-    """Ascending numbers in runs without a gap, each of at most so many."""
-    if not len(numbers):
-        return []
-    together = np.split(numbers, (np.diff(numbers) != 1).nonzero()[0] + 1)
-    return [run[at : at + most] for run in together for at in range(0, len(run), most)]

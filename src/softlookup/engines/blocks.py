@@ -158,14 +158,16 @@ class Blocks:
             rows = rows * form.scale
         return QueryBlock(q, rows, bad)
 
-    def scores(self, query: QueryBlock, block: Block, graph: bool = False) -> ScoreBlock:
-        """The final scores of a block. graph: keep what `pull` needs of a form that autograd differentiates."""
+    def scores(self, query: QueryBlock, block: Block, graph: bool = False, own: bool = False) -> ScoreBlock:
+        """The final scores of a block. graph: keep what `pull` needs of a form that autograd differentiates; own: in memory
+        that the next block leaves alone."""
         q, form = query.at, self.problem.form
         columns = block.col1 - block.col0
         key, bad = without_bad(self.key_rows(q, block, self.problem.key), self.doubtful_key)
         out = ScoreBlock(block, key, key, self.tame, self.mild)
         if isinstance(form, Product):
-            s = torch.bmm(query.rows, key.mT, out=self.work("scores", q.entries, query.rows.shape[1], columns))
+            place = None if own else self.work("scores", q.entries, query.rows.shape[1], columns)
+            s = torch.bmm(query.rows, key.mT, out=place)
             if form.key_bias is not None:
                 self.four(q, s).add_(self._key_bias(q, block, form.key_bias))
             if form.pointwise is not None:

@@ -156,7 +156,7 @@ def _weighed(
     assert problem.rule is not None
     parameters = tuple(p.to(s.dtype) for p in problem.parameters)
     first, far = lambda: _among_first(problem, tile), lambda: (tile.i - tile.j).abs()
-    return measure(problem.rule, parameters, s, ~visible, needs, first, far, tile.region.j0, derivatives=2)
+    return measure(problem.rule, parameters, s, ~visible, needs, first, far, tile.j[0], derivatives=2)
 
 
 def received(problem: Problem) -> Tensor:

@@ -86,14 +86,14 @@ def measure(
     needs: frozenset[str],
     among_first: Callable[[], Tensor],
     far: Callable[[], Tensor],
-    position: int,
+    positions: Tensor,
     offset: Tensor | None = None,
     derivatives: int = 1,
 ) -> tuple[Tensor, Sums]:
     """Weights (…, R, S) of scores s, and fields of an `Outcome` but for values and keys, each (…, R); differentiable.
 
     hidden: True where a key has no weight and counts for nothing, None where nowhere. among_first, far: what `sink_mass` and
-    `distance` sum over, broadcastable to s. position: of the first key. offset: (…, R, 1) where it is known already.
+    `distance` sum over, broadcastable to s. positions: (S,) of the keys. offset: (…, R, 1) where it is known already.
     derivatives: how many times it can be differentiated, 1 or 2.
     """
     shown = s.detach() if hidden is None else s.detach().masked_fill(hidden, -math.inf)
@@ -126,14 +126,14 @@ def measure(
     none = count == 0
     doubtful = ~m.isfinite() & ~none
     if doubtful.any():
-        w = w.masked_fill(doubtful, math.nan)
+        w = seen(w.masked_fill(doubtful, math.nan))
     read: Sums = {"total": w.sum(-1), "max_logit": m, "visible": count.long(), "offset": rho}
     n = count.clamp(min=1)
     if "threshold" in needs:
         reported = rho + rule.edge(*parameters) + (base if rule.sums_to_one else 0)
         read["threshold"] = reported.masked_fill(none, -math.inf).masked_fill(doubtful, math.nan)
     if "argmax" in needs:
-        read["argmax"] = (best + position).masked_fill(none | doubtful, -1)
+        read["argmax"] = positions[best].masked_fill(none | doubtful, -1)
     if "logsumexp" in needs:
         inside = t if hidden is None else t.masked_fill(hidden & ~none, -math.inf)
         read["logsumexp"] = torch.where(none, -math.inf, base + inside.logsumexp(-1, keepdim=True))

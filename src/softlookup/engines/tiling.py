@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,8 @@ CPU_SCORES = 2**19
 GPU_SCORES = 2**24
 PAIRWISE_FLOATS = 2**19
 SHORT = 384
+RUN = 64
+"""Keys about which a mask is asked together where rows are whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +159,7 @@ class Tiling:
         """(pairs of batch entry and key-value head, keys) per block."""
         rows = self.rows * self.group
         if self.problem.rule is not None:
-            return max(1, min(self._pairs, self.budget // (rows * self.keys))), self.keys + 64
+            return max(1, min(self._pairs, self.budget // (rows * self.keys))), self.keys
         middle = self.length // 2 // self.rows * self.rows
         lo, hi = self._range(*self._bounds(middle, min(middle + self.rows, self.length)))
         wide = max(64, -(-(hi - lo) // 64) * 64)
@@ -197,12 +200,21 @@ class Tiling:
         lo = start + (lo - start) // 64 * 64  # whole chunks, for the search of the best key in `moments`
         hi = min(start + self.keys, start + -(-(hi - start) // 64) * 64)
         h0, h1 = q.heads[1].start, q.heads[1].stop
-        for j0 in range(lo, hi, self.columns):
-            j1 = min(j0 + self.columns, hi)
+        cut = ((j0, min(j0 + self.columns, hi)) for j0 in range(lo, hi, self.columns))
+        for j0, j1 in cut if self.problem.rule is None else self._runs(q, lo, hi):
             tile = Tile(Region(q.b0, q.b1, h0, h1, q.row0, q.row1, q.i0, q.i1, j0, j1), q.i, self.group)
             visible = self._visible(tile)
             if visible is not Cover.EMPTY:
                 yield Block(tile, j0 - start, j1 - start, None if isinstance(visible, Cover) else visible)
+
+    def _runs(self, q: Queries, lo: int, hi: int) -> Iterator[tuple[int, int]]:
+        """The ranges of keys between which nothing is visible, as far as the mask can tell without looking."""
+        j0 = torch.arange(lo, hi, RUN)[None]
+        j1 = (j0 + RUN).clamp(max=hi)
+        place = (torch.tensor([[x]]) for x in (q.row0, q.row1, q.i0, q.i1))
+        some, _ = self.problem.mask.extent(Region(q.b0, q.b1, q.heads[1].start, q.heads[1].stop, *place, j0, j1))
+        for run in runs(torch.as_tensor(some).expand_as(j0)[0].nonzero()[:, 0].numpy(force=True), j0.shape[1]):
+            yield int(j0[0, run[0]]), int(j1[0, run[-1]])
 
     def _visible(self, tile: Tile) -> Visible | Cover:
         """FULL, EMPTY, or what is visible; blocks that are alike share theirs."""
@@ -231,6 +243,14 @@ class Tiling:
         r = tile.region
         visible = rows_of(visible[(None,) * (4 - visible.ndim)], self.group, r.row1 - r.row0)
         return Visible(visible.expand(-1, -1, r.j1 - r.j0), self.problem.accumulate)
+
+
+def runs(numbers: np.ndarray, most: int) -> list[np.ndarray]:
+    """Ascending numbers in runs without a gap, each of at most so many."""
+    if not len(numbers):
+        return []
+    together = np.split(numbers, (np.diff(numbers) != 1).nonzero()[0] + 1)
+    return [run[at : at + most] for run in together for at in range(0, len(run), most)]
 
 
 def rows_of(x: Tensor, group: int, rows: int) -> Tensor:

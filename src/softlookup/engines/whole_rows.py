@@ -1,14 +1,19 @@
-"""Blocks of some queries and all their keys, for weights by thresholds (`thresholds.py`): O(n) memory, any device and score."""
+"""Blocks of some queries and all their keys, for weights by thresholds (`thresholds.py`): O(n) memory, any device and score.
+
+Keys of which the mask says that none of the queries sees them are left out: the others lie in runs, blocks of their own, whose
+scores are put beside one another to find the thresholds.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from ..problem import Problem
-from .blocks import Blocks, largest, without_bad
+from .blocks import Blocks, QueryBlock, ScoreBlock, largest, without_bad
 from .node import Readings
 from .thresholds import measure
 from .tiling import Block, Queries
@@ -21,18 +26,18 @@ def forward(problem: Problem) -> Readings:
     weighting = Weighting(walk)
     out = _empty(problem, walk)
     for at in walk.tiling.queries():
-        query = walk.query(at)
-        for block in walk.tiling.blocks(at):
-            w, read = _measured(
-                weighting, at, block, walk.scores(query, block).scores, _parameters(walk, at, block), problem.needs
-            )
-            for name, x in read.items():
-                walk.put(at, out[name], x.unsqueeze(-1))
+        scored = _scored(walk, walk.query(at), graph=False)
+        if not scored:
+            continue
+        w, read = _measured(weighting, at, scored, _scores(scored), _parameters(walk, at, scored), problem.needs)
+        for name, x in read.items():
+            walk.put(at, out[name], x.unsqueeze(-1))
+        average = w.new_zeros((*w.shape[:2], problem.value.shape[-1]))
+        for block, part in _parts(scored, w):
             if "received" in problem.needs:
-                out["received"][(*at.heads, slice(block.col0, block.col1))] += _by_key(walk, at, w)
-            average = w.new_zeros((*w.shape[:2], problem.value.shape[-1]))
-            weighting.add(average, at, block, w, torch.ones_like(w[..., 0]))
-            walk.put(at, out["average"], average)
+                out["received"][(*at.heads, slice(block.at.col0, block.at.col1))] += _by_key(walk, at, part)
+            weighting.add(average, at, block.at, part, torch.ones_like(part[..., 0]))
+        walk.put(at, out["average"], average)
     return out
 
 
@@ -47,33 +52,70 @@ def backward(problem: Problem, read: Readings, grads: Readings) -> list[Tensor]:
     own = into[3 + isinstance(problem.temperature, Tensor) :]
     for at in walk.tiling.queries():
         query = walk.query(at)
+        scored = _scored(walk, query, graph=True)
+        if not scored:
+            continue
         offset = walk.query_rows(at, read["offset"].unsqueeze(-1))
-        for block in walk.tiling.blocks(at):
-            scored = walk.scores(query, block, graph=True)
-            with torch.enable_grad():
-                s, p = scored.scores.detach().requires_grad_(), [x.requires_grad_() for x in _parameters(walk, at, block)]
-                w, sums = _measured(weighting, at, block, s, p, frozenset(per_row), offset)
-            upstream = bad = None
-            if average is not None:
-                upstream, bad = without_bad(walk.query_rows(at, average), doubtful)
-            dw = weighting.pull(at, block, w.detach(), upstream, bad, {}, into)
+        with torch.enable_grad():
+            s, p = _scores(scored).detach().requires_grad_(), [x.requires_grad_() for x in _parameters(walk, at, scored)]
+            w, sums = _measured(weighting, at, scored, s, p, frozenset(per_row), offset)
+        spoiled = sums["total"].isnan()  # all that such a row reaches is, also where the weight is 0 or cut off from its score
+        upstream = bad = None
+        if average is not None:
+            upstream, bad = without_bad(walk.query_rows(at, average), doubtful)
+            spoiled = spoiled if bad is None else spoiled | bad[..., 0]
+        dw = torch.zeros_like(w)
+        for (block, part), (_, here) in zip(_parts(scored, w.detach()), _parts(scored, dw), strict=True):
+            found = weighting.pull(at, block.at, part, upstream, bad, {}, into)
+            if found is not None:
+                here.add_(found)
             if received is not None:
-                of_key = received[(*at.heads, None, slice(block.col0, block.col1))]
-                of_key = of_key.expand(-1, -1, at.row1 - at.row0, -1).reshape(w.shape)
-                dw = of_key if dw is None else dw + of_key
-            outputs = [(w, dw), *((sums[name], walk.query_rows(at, g)[..., 0]) for name, g in per_row.items())]
-            some = [(x, g) for x, g in outputs if g is not None and x.requires_grad]
-            ds, *dp = torch.autograd.grad([x for x, _ in some], [s, *p], [g for _, g in some], allow_unused=True)
-            for grad, total in zip(dp, own, strict=False):
-                if grad is not None:
-                    part = block.tile.region.cut(total)
-                    part.add_(block.tile.unfold(walk.four(at, grad)).sum_to_size(part.shape))
-            ds = torch.zeros_like(s) if ds is None else ds.clone()
-            if weighting.doubtful and dw is not None:
-                ds.masked_fill_(dw.isnan().any(-1, keepdim=True), math.nan)  # also where the key's weight is 0
-            dq = walk.pull(query, scored, scored.hide(ds), into, None)
-            walk.put(at, into[0], walk.finish_query(dq))
+                of_key = received[(*at.heads, None, slice(block.at.col0, block.at.col1))]
+                here.add_(of_key.expand(-1, -1, at.row1 - at.row0, -1).reshape(here.shape))
+        if weighting.doubtful:
+            spoiled = spoiled | dw.isnan().any(-1)
+        outputs = [(w, dw), *((sums[name], walk.query_rows(at, g)[..., 0]) for name, g in per_row.items())]
+        some = [(x, g) for x, g in outputs if x.requires_grad]
+        ds, *dp = torch.autograd.grad([x for x, _ in some], [s, *p], [g for _, g in some], allow_unused=True)
+        any_spoiled = bool(spoiled.any())
+        for grad, total in zip(dp, own, strict=False):
+            if grad is not None:
+                tile = scored[0].at.tile
+                part = tile.region.cut(total)
+                grad = grad.masked_fill(spoiled[..., None], math.nan)
+                part.add_(tile.unfold(walk.four(at, grad)).sum_to_size(part.shape))
+        ds = torch.zeros_like(s) if ds is None else ds.masked_fill(spoiled[..., None], math.nan)
+        dq: Tensor | None = None
+        for block, part in _parts(scored, ds):
+            block.tame = block.tame and not any_spoiled
+            dq = walk.pull(query, block, block.hide(part), into, dq)
+        assert dq is not None
+        walk.put(at, into[0], walk.finish_query(dq))
     return into
+
+
+def _scored(walk: Blocks, query: QueryBlock, graph: bool) -> list[ScoreBlock]:
+    """The scores of all keys that some queries see anything of, in runs; those between are left out."""
+    blocks = list(walk.tiling.blocks(query.at))
+    return [walk.scores(query, block, graph, own=len(blocks) > 1) for block in blocks]
+
+
+def _scores(scored: list[ScoreBlock]) -> Tensor:
+    """(n, R, S')."""
+    return _beside([block.scores for block in scored])
+
+
+def _parts(scored: list[ScoreBlock], x: Tensor) -> Iterator[tuple[ScoreBlock, Tensor]]:
+    """Each block with its part of x (…, S')."""
+    return zip(scored, x.split([block.scores.shape[-1] for block in scored], -1), strict=True)
+
+
+def _beside(parts: list[Tensor]) -> Tensor:
+    """Tensors that broadcast but for their last dimension, one beside the other."""
+    if len(parts) == 1:
+        return parts[0]
+    shape = torch.broadcast_shapes(*(x.shape[:-1] for x in parts))
+    return torch.cat([x.expand(*shape, -1) for x in parts], -1)
 
 
 def _empty(problem: Problem, walk: Blocks) -> Readings:
@@ -91,28 +133,38 @@ def _empty(problem: Problem, walk: Blocks) -> Readings:
 def _measured(
     weighting: Weighting,
     at: Queries,
-    block: Block,
+    scored: list[ScoreBlock],
     s: Tensor,
     parameters: list[Tensor],
     needs: frozenset[str],
     offset: Tensor | None = None,
 ) -> tuple[Tensor, Readings]:
-    rule, tile = weighting.problem.rule, block.tile
+    rule, blocks = weighting.problem.rule, [block.at for block in scored]
     assert rule is not None
+    hidden = None
+    if any(block.visible is not None for block in blocks):
+        hidden = _beside([_nowhere(x) if x.visible is None else x.visible.hidden for x in blocks])
 
     def among_first() -> Tensor:
-        found = weighting.indicator("sink_mass", at, block)
-        return s.new_zeros(()) if found is None else found
+        found = [(block, weighting.indicator("sink_mass", at, block)) for block in blocks]
+        return _beside([_nowhere(block).to(s.dtype) if x is None else x for block, x in found])
 
-    hidden = None if block.visible is None else block.visible.hidden
-    far = weighting.walk.far
-    return measure(rule, tuple(parameters), s, hidden, needs, among_first, lambda: far(tile), tile.region.j0, offset)
+    def far() -> Tensor:
+        return _beside([weighting.walk.far(block.tile) for block in blocks])
+
+    positions = torch.cat([block.tile.j[0] for block in blocks])
+    return measure(rule, tuple(parameters), s, hidden, needs, among_first, far, positions, offset)
 
 
-def _parameters(walk: Blocks, at: Queries, block: Block) -> list[Tensor]:
-    """The rule's tensors for each row of a block, (n, R, 1)."""
+def _nowhere(block: Block) -> Tensor:
+    """(1, S') False."""
+    return torch.zeros_like(block.tile.j, dtype=torch.bool)
+
+
+def _parameters(walk: Blocks, at: Queries, scored: list[ScoreBlock]) -> list[Tensor]:
+    """The rule's tensors for each row, (n, R, 1)."""
     rows = at.row1 - at.row0
-    picked = (block.tile.pick(p.detach()) for p in walk.problem.parameters)
+    picked = (scored[0].at.tile.pick(p.detach()) for p in walk.problem.parameters)
     return [p.expand(at.entries, at.group, rows, 1).reshape(at.entries, -1, 1).to(walk.dtype) for p in picked]
 
 
