@@ -136,6 +136,52 @@ def test_statistics_are_named_as_in_attend():
         sparse.missed(q, q, sparse.attend(q, q, q, k=1, causal=True).mask, torch.zeros(1, 2, 50))
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (2, 2, 3), ()])
+def test_boxes_that_grow_with_the_keys_are_those_of_all_keys(shape):
+    """To the last digit, however keys come; and what is chosen by them is what is chosen without."""
+    key, want = torch.randn(*shape, 100, 8), None
+    for lengths in ((100,), (3, 4, 16, 16, 17, 99, 100), (32, 48, 100)):
+        boxes = sparse.Boxes(key[..., : lengths[0], :], 16)
+        for length in lengths[1:]:
+            boxes = boxes.extended(key[..., :length, :])
+        got = boxes.low, boxes.high, boxes.mean, boxes.longest
+        assert all(map(torch.equal, got, want or got))
+        want = got
+    q = torch.randn(*shape[:-1], 6, 1, 8) if shape else torch.randn(1, 8)
+    found, fresh = (sparse.attend(q, key, key, k=2, **more) for more in ({"boxes": boxes}, {"keys": 16}))
+    assert torch.equal(found.value, fresh.value) and torch.equal(found.missed, fresh.missed)
+    live = [sparse.top_blocks(q, key, tolerance=0.1, **more).live for more in ({"boxes": boxes}, {"keys": 16})]
+    assert torch.equal(*live)
+    again = sparse.missed(q, key, found.mask, found.stats.logsumexp, boxes=boxes)
+    torch.testing.assert_close(again, found.missed)
+
+
+def test_certificates_by_boxes_hold_under_autocast():
+    torch.manual_seed(0)
+    q, key = torch.randn(1, 2, 1, 16) * 6, torch.randn(1, 2, 300, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        boxes = sparse.Boxes(key[:, :, :200], 16).extended(key)
+        found = sparse.attend(q, key, key, k=3, boxes=boxes)
+    assert (truth(q.bfloat16(), key.bfloat16(), found.mask, False) <= found.missed).all()
+    with pytest.raises(sl.SoftlookupError, match="boxes: expected those of the keys, .*float32 .* got those of .*bfloat16"):
+        sparse.attend(q, key, key, k=3, boxes=boxes)
+
+
+def test_boxes_of_other_keys_are_refused():
+    key = torch.randn(1, 2, 40, 8)
+    boxes = sparse.Boxes(key, 16)
+    for act, said in (
+        (lambda: sparse.top_blocks(key, key[:, :, 1:], k=1, boxes=boxes), "boxes: expected those of the keys, (1, 2, 39, 8)"),
+        (lambda: sparse.top_blocks(key, key, k=1, keys=8, boxes=boxes), "keys: expected 16 per block, as the boxes have"),
+        (lambda: boxes.extended(key[:, :, :39]), "Boxes: expected the 40 keys so far and those after them, (1, 2, 40, 8)"),
+        (lambda: sparse.Boxes(key, 0), "Boxes: expected keys of at least 1, got 0"),
+        (lambda: sparse.Boxes(key[:, :, :0]), "Boxes: expected keys (…, S, E), got a float32 tensor of shape (1, 2, 0, 8)"),
+    ):
+        with pytest.raises(sl.SoftlookupError) as error:
+            act()
+        assert str(error.value).startswith(said)
+
+
 def test_long_inputs_are_looked_at_in_parts(monkeypatch):
     q, key, _ = clusters(500, 8, 5, heads=4)
     want = sparse.top_blocks(q, key, tolerance=0.01, causal=True, rows=16, keys=16).live
@@ -150,6 +196,8 @@ def test_long_inputs_are_looked_at_in_parts(monkeypatch):
         ({"k": 1, "tolerance": 0.1}, "top_blocks: expected k or tolerance, and not both"),
         ({"k": 0}, "top_blocks: expected k of at least 1, got 0"),
         ({"tolerance": 1.0}, "top_blocks: expected a tolerance between 0 and 1, got 1.0"),
+        ({"tolerance": "a"}, "top_blocks: expected a tolerance between 0 and 1, got 'a'"),
+        ({"k": 1, "scale": "a"}, "scale: expected a finite number > 0, got 'a'"),
         ({"k": 1, "by": "luck"}, "top_blocks: expected by 'upper' or 'mean', got 'luck'"),
         ({"k": 1, "scale": -1.0}, "scale: expected a finite number > 0, got -1.0"),
         ({"k": 1, "causal": True}, "causal: expected as many keys as queries, 5, got 6"),

@@ -81,7 +81,8 @@ def test_blocks_are_part_of_a_compiled_graph():
     q, live = torch.randn(1, 2, 100, 8), torch.rand(2, 10, 5) < 0.5
 
     def act(q: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
-        return sl.attend(q, q, q, mask=sl.Causal() & sparse.Blocks(live, 10, 20)).relu()
+        mask = sparse.Blocks(live, 10, 20) | sparse.big_bird(100, block=10, heads=2) & sparse.strided(100, 2, block=5)
+        return sl.attend(q, q, q, mask=sl.Causal() & mask).relu()
 
     got = torch.compile(act, backend="aot_eager", fullgraph=True)(q, live)
     torch.testing.assert_close(got, act(q, live))

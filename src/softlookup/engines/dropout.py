@@ -32,10 +32,14 @@ def threshold(dropout: Dropout) -> int:
     return int(dropout.p * 2**32)
 
 
+def hashed(dropout: Dropout, batch: Tensor | int, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """An int64 below 2^32 for each place, as if drawn."""
+    row = mixed_seed(dropout).to(i.device)
+    for place in (batch, head, i, j * 0x9E3779B1):
+        row = _mix((row + place) & _MASK)
+    return row
+
+
 def kept(dropout: Dropout, tile: Tile) -> Tensor:
     """Boolean (n, G, L', S'), True where the weight is kept."""
-    row = mixed_seed(dropout).to(tile.i.device)
-    row = _mix((row + tile.batch) & _MASK)
-    row = _mix((row + tile.head) & _MASK)
-    row = _mix((row + tile.i) & _MASK)
-    return _mix((row + tile.j * 0x9E3779B1) & _MASK) >= threshold(dropout)
+    return hashed(dropout, tile.batch, tile.head, tile.i, tile.j) >= threshold(dropout)

@@ -5,6 +5,7 @@ from .bounds import Found as Found
 from .bounds import attend as attend
 from .bounds import missed as missed
 from .bounds import top_blocks as top_blocks
+from .boxes import Boxes as Boxes
 from .patterns import big_bird as big_bird
 from .patterns import strided as strided
 from .routing import k_means as k_means

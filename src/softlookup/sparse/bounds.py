@@ -8,6 +8,7 @@ weight that is missed: a theorem for any queries and keys, though an empty one w
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from ..problem import flatten
 from ..running import StatsLike, autocast, without_autocast
 from ..summary import Stats, chosen
 from .blocks import KEYS, ROWS, Blocks
-from .boxes import Boxes
+from .boxes import Bounds, Boxes
 
 
 class Found(NamedTuple):
@@ -44,7 +45,8 @@ def attend(
     scale: float | None = None,
     by: str = "upper",
     rows: int = ROWS,
-    keys: int = KEYS,
+    keys: int | None = None,
+    boxes: Boxes | None = None,
     stats: StatsLike = (),
 ) -> Found:
     """Scaled dot-product attention to the blocks that `top_blocks` chooses, and how much it may have missed.
@@ -53,7 +55,7 @@ def attend(
     of attention to these blocks.
     """
     query, key, value = autocast(query, key, value)
-    blocks, left = _chosen(query, key, k, tolerance, causal, scale, by, rows, keys)
+    blocks, left = _chosen(query, key, k, tolerance, causal, scale, by, rows, keys, boxes)
     mask = Causal() & blocks if causal else blocks
     found, read = operator.attend(query, key, value, mask=mask, scale=scale, stats=("logsumexp", *chosen(stats)))
     return Found(found, _share(left, read.logsumexp.detach()), mask, read)
@@ -70,7 +72,8 @@ def top_blocks(
     scale: float | None = None,
     by: str = "upper",
     rows: int = ROWS,
-    keys: int = KEYS,
+    keys: int | None = None,
+    boxes: Boxes | None = None,
 ) -> Blocks:
     """The blocks of keys that could matter most to each block of queries, as a mask for scaled dot-product attention.
 
@@ -83,10 +86,11 @@ def top_blocks(
         scale: of the scores, 1/sqrt(E) by default.
         by: what makes a block the better, the bound of its scores ("upper") or the score of its mean ("mean"), each beside the
             best of a query, for the query to which it matters most.
-        rows, keys: per block.
+        rows, keys: per block, by default 192 queries and 96 keys.
+        boxes: those of the keys, where they have been made before; their blocks are the blocks then.
     """
     query, key = autocast(query, key)
-    return _chosen(query, key, k, tolerance, causal, scale, by, rows, keys)[0]
+    return _chosen(query, key, k, tolerance, causal, scale, by, rows, keys, boxes)[0]
 
 
 @torch.no_grad()
@@ -99,30 +103,43 @@ def _chosen(
     scale: float | None,
     by: str,
     rows: int,
-    keys: int,
+    keys: int | None,
+    boxes: Boxes | None,
 ) -> tuple[Blocks, Tensor]:
     """The blocks to read, and (B, H, P, R) the log of what the others may weigh for each query."""
     if (k is None) == (tolerance is None):
         raise SoftlookupError("top_blocks: expected k or tolerance, and not both")
-    at_least_one("top_blocks", rows=rows, keys=keys, **({} if k is None else {"k": k}))
-    if tolerance is not None and not 0 < tolerance < 1:
-        raise SoftlookupError(f"top_blocks: expected a tolerance between 0 and 1, got {tolerance}")
+    sizes = {"rows": rows, "keys": keys, "k": k}
+    at_least_one("top_blocks", **{name: size for name, size in sizes.items() if size is not None})
+    if tolerance is not None and not (isinstance(tolerance, Real) and 0 < tolerance < 1):
+        raise SoftlookupError(f"top_blocks: expected a tolerance between 0 and 1, got {tolerance!r}")
     if by not in ("upper", "mean"):
         raise SoftlookupError(f"top_blocks: expected by 'upper' or 'mean', got {by!r}")
-    q, keys_of, _, _ = flatten(query, key, None)
+    q, _, _, shapes = flatten(query, key, None)
+    boxes = _boxes(key, keys, boxes)
     with without_autocast(q.device.type):
-        boxes = Boxes.of(q, keys_of, causal, scale, rows, keys)
-        found = [_of_panel(boxes, some, panel, k, tolerance, by) for some, panel in boxes.panels(q)]
+        bounds = Bounds.of(q, boxes, shapes, causal, scale, rows)
+        found = [_of_panel(bounds, some, panel, k, tolerance, by) for some, panel in bounds.panels(q)]
     live, left = zip(*found, strict=True)
-    return Blocks(torch.cat(live, 2), rows, keys), torch.cat(left, 2)
+    return Blocks(torch.cat(live, 2), rows, boxes.keys), torch.cat(left, 2)
+
+
+def _boxes(key: Tensor, keys: int | None, boxes: Boxes | None) -> Boxes:
+    """Those of the keys: the ones that were made before, or new ones."""
+    if boxes is None:
+        return Boxes(key, KEYS if keys is None else keys)
+    boxes.check(key)
+    if keys not in (None, boxes.keys):
+        raise SoftlookupError(f"keys: expected {boxes.keys} per block, as the boxes have, got {keys}")
+    return boxes
 
 
 def _of_panel(
-    boxes: Boxes, some: slice, panel: Tensor, k: int | None, tolerance: float | None, by: str
+    bounds: Bounds, some: slice, panel: Tensor, k: int | None, tolerance: float | None, by: str
 ) -> tuple[Tensor, Tensor]:
     """For some blocks of queries which of keys to read (B, H, P, N), and the log of what the others may weigh (B, H, P, R)."""
-    always, never, real = boxes.always[some], boxes.never[some], boxes.real(some)
-    lower, upper = (x.masked_fill_((always | never)[:, None], -math.inf) for x in (boxes.lower(panel), boxes.upper(panel)))
+    always, never, real = bounds.always[some], bounds.never[some], bounds.real(some)
+    lower, upper = (x.masked_fill_((always | never)[:, None], -math.inf) for x in (bounds.lower(panel), bounds.upper(panel)))
     best = lower.amax(-1, keepdim=True)
     worth = (upper if by == "upper" else lower) - best
     worth = worth.masked_fill_(~real[..., None], -math.inf).amax(-2).masked_fill_(always, math.inf)
@@ -135,30 +152,37 @@ def _of_panel(
         after = most.flip(-1).cumsum(-1).flip(-1)[..., 1:]
         more = (after > tolerance / (1 - tolerance) * least.cumsum(-1)[..., :-1]) & real[..., None]
         number = more.any(-2).sum(-1, keepdim=True) + 1
-    first = torch.arange(boxes.blocks, device=order.device) < torch.maximum(number, always.sum(-1, keepdim=True))
+    first = torch.arange(bounds.blocks, device=order.device) < torch.maximum(number, always.sum(-1, keepdim=True))
     live = torch.zeros_like(first).scatter_(-1, order, first) & ~never
     return live, upper.masked_fill_(live[..., None, :], -math.inf).logsumexp(-1)
 
 
 @torch.no_grad()
 def missed(
-    query: Tensor, key: Tensor, blocks: Blocks, logsumexp: Tensor, *, causal: bool = False, scale: float | None = None
+    query: Tensor,
+    key: Tensor,
+    blocks: Blocks,
+    logsumexp: Tensor,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    boxes: Boxes | None = None,
 ) -> Tensor:
     """(…, H, L) an upper bound on the share of a query's weight that lies outside of the blocks; 1 says nothing. logsumexp:
     (…, H, L), of the scaled dot-product scores of the visible keys in them."""
     if not isinstance(blocks, Blocks):
         raise SoftlookupError(f"missed: expected Blocks, without masks combined with them, got {describe(blocks)}")
     query, key = autocast(query, key)
-    q, keys_of, _, shapes = flatten(query, key, None)
-    blocks.check(q.shape[0], q.shape[1], q.shape[2], keys_of.shape[2])
+    q, _, _, shapes = flatten(query, key, None)
+    blocks.check(q.shape[0], q.shape[1], q.shape[2], key.shape[-2])
     if tuple(logsumexp.shape) != (want := tuple(shapes.restore(q[..., 0]).shape)):
         raise SoftlookupError(f"logsumexp: expected shape {want}, got {tuple(logsumexp.shape)}")
     live, left = blocks.live.to(q.device).expand(*q.shape[:2], -1, -1), []
     with without_autocast(q.device.type):
-        boxes = Boxes.of(q, keys_of, causal, scale, blocks.rows, blocks.keys)
-        for some, panel in boxes.panels(q):
-            known = live[:, :, some] | boxes.never[some]
-            left.append(boxes.upper(panel).masked_fill_(known[..., None, :], -math.inf).logsumexp(-1))
+        bounds = Bounds.of(q, _boxes(key, blocks.keys, boxes), shapes, causal, scale, blocks.rows)
+        for some, panel in bounds.panels(q):
+            known = live[:, :, some] | bounds.never[some]
+            left.append(bounds.upper(panel).masked_fill_(known[..., None, :], -math.inf).logsumexp(-1))
     return _share(torch.cat(left, 2), logsumexp)
 
 

@@ -12,23 +12,76 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..errors import SoftlookupError
+from ..errors import SoftlookupError, at_least_one
+from ..masks import describe
+from ..problem import Shapes, four_dimensional
+from ..running import autocast
 from ..scores import ScaledDot, same_width, single
+from .blocks import KEYS
 
 AT_ONCE = 2**19
 """Pairs of a query and a block of keys whose bounds are looked at together: near the processor they stay."""
 
 
-@dataclass(frozen=True, eq=False)
 class Boxes:
-    """Least, largest and mean of each dimension of N blocks of keys (B, H, E, N), how many keys they have (N,), and the length
-    of the longest (B, H, 1, 1); of P blocks of queries (P, N) which blocks of keys they always read, as causal they meet their
-    own, and which they never do."""
+    """Of N blocks of keys the least, the largest and the mean of each dimension, (…, Hkv, N, E), and the length of the longest
+    key, (…, Hkv, 1, 1): what `attend`, `top_blocks` and `missed` ask of keys, to be made once where keys are asked again.
+
+    key: (…, Hkv, S, E), as attention reads it: under autocast, made there. keys: per block.
+    """
+
+    @torch.no_grad()
+    def __init__(self, key: Tensor, keys: int = KEYS):
+        at_least_one("Boxes", keys=keys)
+        if not isinstance(key, Tensor) or not key.is_floating_point() or key.ndim < 2 or not key.numel():
+            raise SoftlookupError(f"Boxes: expected keys (…, S, E), got {describe(key)}")
+        (key,) = autocast(key)
+        self.shape, self.dtype, self.device, self.keys = tuple(key.shape), key.dtype, key.device, keys
+        parts = [part for part in _cut(single(key), keys) if part.numel()]
+        known = (torch.cat([of(part, -2) for part in parts], -2) for of in (torch.amin, torch.amax, torch.mean))
+        self.low, self.high, self.mean = known
+        self.longest = single(key).norm(dim=-1, keepdim=True).amax(-2, keepdim=True)
+
+    def extended(self, key: Tensor) -> Boxes:
+        """Those of more keys: key (…, Hkv, S', E), all of them, begins with those that these are of, which are not read again
+        but for a block that was not full."""
+        *lead, length, width = self.shape
+        if (*key.shape[:-2], key.shape[-1]) != (*lead, width) or key.shape[-2] < length:
+            want = f"the {length} keys so far and those after them"
+            raise SoftlookupError(f"Boxes: expected {want}, {self.shape} or longer, got shape {tuple(key.shape)}")
+        if key.shape[-2] == length:
+            return self
+        known = length // self.keys
+        made = Boxes(key[..., known * self.keys :, :], self.keys)
+        made.shape, made.longest = tuple(key.shape), torch.maximum(self.longest, made.longest)
+        for name in ("low", "high", "mean"):
+            setattr(made, name, torch.cat([getattr(self, name)[..., :known, :], getattr(made, name)], -2))
+        return made
+
+    def check(self, key: Tensor) -> None:
+        """Raise unless these are of keys such as these."""
+        if (self.shape, self.dtype, self.device) != (want := (tuple(key.shape), key.dtype, key.device)):
+            got = f"{self.shape} in {self.dtype} on {self.device}"
+            raise SoftlookupError(f"boxes: expected those of the keys, {want[0]} in {want[1]} on {want[2]}, got those of {got}")
+
+
+def _cut(key: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+    """Keys (…, S, E) in whole blocks (…, n, keys, E) and those that are left, (…, 1, S - n keys, E)."""
+    whole = key.shape[-2] // keys * keys
+    return key[..., :whole, :].unflatten(-2, (-1, keys)), key[..., whole:, :].unsqueeze(-3)
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """What boxes say about queries: least, largest and mean of each dimension of N blocks of keys (B or 1, H, E, N), how many
+    keys they have (N,), and the length of the longest (B or 1, H, 1, 1); of P blocks of queries (P, N) which blocks of keys
+    they always read, as causal they meet their own, and which they never do."""
 
     low: Tensor
     high: Tensor
@@ -42,28 +95,25 @@ class Boxes:
     length: int
 
     @classmethod
-    def of(cls, query: Tensor, key: Tensor, causal: bool, scale: float | None, rows: int, keys: int) -> Boxes:
-        (_, heads, length, width), total = query.shape, key.shape[2]
-        same_width(ScaledDot(), query, key)
+    def of(cls, query: Tensor, boxes: Boxes, shapes: Shapes, causal: bool, scale: float | None, rows: int) -> Bounds:
+        (_, heads, length, width), total, keys = query.shape, boxes.shape[-2], boxes.keys
+        same_width(ScaledDot(), query, boxes.low)
         if causal and length != total:
             raise SoftlookupError(f"causal: expected as many keys as queries, {length}, got {total}")
         scale = width**-0.5 if scale is None else scale
-        if not 0 < scale < math.inf:
-            raise SoftlookupError(f"scale: expected a finite number > 0, got {scale}")
-        if not all(math.isfinite(end) for x in (query, key) for end in x.aminmax()):
+        if not isinstance(scale, Real) or not 0 < scale < math.inf:
+            raise SoftlookupError(f"scale: expected a finite number > 0, got {scale!r}")
+        if not all(math.isfinite(end) for x in (query, boxes.low, boxes.high) for end in x.aminmax()):
             raise SoftlookupError("query, key: expected finite numbers, as blocks are chosen by them, got some that are not")
-        key, whole = single(key), total // keys
-        parts = [key[:, :, : whole * keys].unflatten(2, (whole, keys)), key[:, :, whole * keys :].unsqueeze(2)]
-        parts = [part for part in parts if part.shape[2] and part.shape[3]]
-        size = torch.cat([torch.full((part.shape[2],), part.shape[3], device=key.device) for part in parts])
-        first = torch.arange(len(size), device=key.device) * keys
-        start = torch.arange(-(-length // rows), device=key.device)[:, None] * rows
-        never = (first >= start + rows) if causal else torch.zeros(len(start), len(size), dtype=torch.bool, device=key.device)
-        always = ~never & (first + keys > start) if causal else never
-        known = (torch.cat([of(part, 3) for part in parts], 2) for of in (torch.amin, torch.amax, torch.mean))
-        low, high, mean = (x.mT.repeat_interleave(heads // x.shape[1], 1) for x in known)
-        longest = key.norm(dim=-1).amax(-1).repeat_interleave(heads // key.shape[1], 1)[..., None, None]
-        return cls(low, high, mean, size, longest, always, never, scale, rows, length)
+        rows = min(rows, length)
+        first = torch.arange(0, total, keys, device=query.device)
+        start = torch.arange(0, length, rows, device=query.device)[:, None]
+        never = (first >= start + rows) & causal
+        always = ~never & (first + keys > start) & causal
+        known = (four_dimensional("boxes", x, shapes) for x in (boxes.low, boxes.high, boxes.mean, boxes.longest))
+        low, high, mean, longest = (x.mT.repeat_interleave(heads // x.shape[1], 1) for x in known)
+        size = (total - first).clamp(max=keys)
+        return cls(low, high, mean, size, longest, always, never, float(scale), rows, length)
 
     @property
     def blocks(self) -> int:

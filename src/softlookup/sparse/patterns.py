@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ..engines.dropout import hashed
 from ..errors import SoftlookupError, at_least_one
+from ..problem import Dropout
 from .blocks import ROWS, Blocks
 
 
@@ -19,11 +21,13 @@ def big_bird(
     at_least_one("big_bird", length=length, window=window, block=block, heads=heads)
     if window % 2 == 0 or not (isinstance(first, int) and isinstance(random, int) and min(first, random) >= 0):
         raise SoftlookupError(f"big_bird: expected an odd window and numbers of blocks >= 0, got {window}, {first}, {random}")
+    if not isinstance(seed, int):
+        raise SoftlookupError(f"big_bird: expected a whole number as seed, got {seed!r}")
     i, j = torch.meshgrid(*2 * [torch.arange(-(-length // block))], indexing="ij")
     live = ((i - j).abs() <= window // 2) | (i < first) | (j < first)
-    draw = torch.rand(heads, *live.shape, generator=torch.Generator().manual_seed(seed)).masked_fill(live, -1)
+    draw = hashed(Dropout(0, seed), 0, torch.arange(heads)[:, None, None], i, j).masked_fill(live, -1)  # a graph can hold it
     some = draw.argsort(-1, descending=True)[..., :random]
-    return Blocks(live | (torch.zeros_like(draw).scatter_(-1, some, 1) * (draw >= 0)).bool(), block, block)
+    return Blocks(live | (torch.zeros_like(live).expand_as(draw).scatter(-1, some, True) & (draw >= 0)), block, block)
 
 
 def strided(length: int, stride: int, *, window: int = 3, block: int = ROWS) -> Blocks:
