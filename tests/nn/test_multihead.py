@@ -184,7 +184,31 @@ def test_a_normalizer_that_learns():
     y.square().sum().backward()
     assert any(p is alpha for p in made.parameters()) and alpha.grad.abs().min() > 0
     again = copy.deepcopy(made)
-    (own,) = again.of_normalizer
+    (own,) = again.of_normalizer.parameters()
     assert again.normalizer.alpha is own and own is not alpha
     again.load_state_dict(made.state_dict())
     torch.testing.assert_close(again(x), made(x))
+
+
+@pytest.mark.parametrize("kind", [nn.Parameter, torch.Tensor.clone])
+def test_tensors_of_a_score_and_a_normalizer_are_the_modules(kind):
+    """They move and are saved with it; a plain one that other modules have too stays theirs."""
+    normalizer, score = sl.Softmax(kind(torch.tensor(1.3)), kind(torch.zeros(2))), sl.ScaledDot(ssmax=kind(torch.ones(2)))
+    made = MultiHeadAttention(8, 2, score=score, normalizer=normalizer)
+    names = {"of_normalizer.temperature", "of_normalizer.sink", "of_score.ssmax"}
+    assert names <= {*made.state_dict()} and names <= {name for name, _ in (*made.named_parameters(), *made.named_buffers())}
+    x = torch.randn(2, 5, 8)
+    want = made(x)
+    for assign in (False, True):
+        changed = sl.Softmax(kind(torch.tensor(9.0)), kind(torch.ones(2)))
+        again = MultiHeadAttention(8, 2, score=sl.ScaledDot(ssmax=kind(torch.rand(2))), normalizer=changed)
+        again.load_state_dict(made.state_dict(), assign=assign)
+        torch.testing.assert_close(again(x), want)
+    made = copy.deepcopy(made).double()
+    for x64 in (made.normalizer.temperature, made.normalizer.sink, made.score.ssmax):
+        assert x64.dtype == torch.float64
+    torch.testing.assert_close(made(x.double()).float(), want)
+    assert made.to("meta").normalizer.sink.is_meta
+    if kind is not nn.Parameter:
+        MultiHeadAttention(8, 2, score=score, normalizer=normalizer).double()
+        assert normalizer.sink.dtype == score.ssmax.dtype == torch.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..running import MaskLike, StatsLike
 from ..scores import ScaledDot, Score
 from ..summary import Stats, across
 from .cache import Cache
+from .held import Held
 from .positions import RoPE
 
 
@@ -31,7 +33,7 @@ class MultiHeadAttention(nn.Module):
         qk_norm: queries and keys are normalized per head, with a learned gain, so that logits stay bounded (Henry et al. 2020).
         dropout: probability that a weight is dropped in training.
         score: what is relevant, a score of queries and keys of one width: by default the scaled product, without or with a cap.
-        normalizer: how scores become weights; what it learns (an `nn.Parameter`) is a parameter of the module.
+        normalizer: how scores become weights. Its tensors and the score's are the module's, parameters or buffers.
     """
 
     def __init__(
@@ -63,8 +65,9 @@ class MultiHeadAttention(nn.Module):
         at_least_one("MultiHeadAttention", head_width=head_width, value_width=value_width)
         if not isinstance(positions, RoPE | ALiBi | None):
             raise SoftlookupError(f"MultiHeadAttention: expected positions as RoPE(), ALiBi(…) or None, got {positions!r}")
-        self.heads, self.kv_heads, self.dropout, self.score, self.normalizer = heads, kv_heads, dropout, score, normalizer
-        self.of_normalizer = nn.ParameterList(x for x in vars(normalizer).values() if isinstance(x, nn.Parameter))
+        self.heads, self.kv_heads, self.dropout = heads, kv_heads, dropout
+        self.score, self.normalizer = copy(score), copy(normalizer)  # other modules may have the same, and move apart
+        self.of_score, self.of_normalizer = Held(self.score), Held(self.normalizer)
         self.of_query = nn.Linear(width, heads * head_width, bias)
         self.of_key = nn.Linear(context_width, kv_heads * head_width, bias)
         self.of_value = nn.Linear(context_width, kv_heads * value_width, bias)

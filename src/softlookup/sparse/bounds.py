@@ -8,7 +8,6 @@ weight that is missed: a theorem for any queries and keys, though an empty one w
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -111,7 +110,7 @@ def _chosen(
         raise SoftlookupError("top_blocks: expected k or tolerance, and not both")
     sizes = {"rows": rows, "keys": keys, "k": k}
     at_least_one("top_blocks", **{name: size for name, size in sizes.items() if size is not None})
-    if tolerance is not None and not (isinstance(tolerance, Real) and 0 < tolerance < 1):
+    if tolerance is not None and not (isinstance(tolerance, int | float) and 0 < tolerance < 1):
         raise SoftlookupError(f"top_blocks: expected a tolerance between 0 and 1, got {tolerance!r}")
     if by not in ("upper", "mean"):
         raise SoftlookupError(f"top_blocks: expected by 'upper' or 'mean', got {by!r}")

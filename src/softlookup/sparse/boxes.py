@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -101,7 +100,7 @@ class Bounds:
         if causal and length != total:
             raise SoftlookupError(f"causal: expected as many keys as queries, {length}, got {total}")
         scale = width**-0.5 if scale is None else scale
-        if not isinstance(scale, Real) or not 0 < scale < math.inf:
+        if not isinstance(scale, int | float) or not 0 < scale < math.inf:
             raise SoftlookupError(f"scale: expected a finite number > 0, got {scale!r}")
         if not all(math.isfinite(end) for x in (query, boxes.low, boxes.high) for end in x.aminmax()):
             raise SoftlookupError("query, key: expected finite numbers, as blocks are chosen by them, got some that are not")
