@@ -27,9 +27,8 @@ def grid(nodes: int) -> Tensor:
 
 def precision(kind: str, steps: Tensor, width: int, seed: int, quick: bool) -> float:
     """The average precision of ancestors, at the rate of the least loss."""
-    runs = [trained(kind, steps, width, seed, rate, STEPS) for rate in RATES] if not quick else [
-        trained(kind, steps, width, seed, RATES[0], STEPS, rows=16)
-    ]
+    rates, rows = (RATES[:1], 64 if width == 2 else 16) if quick else (RATES, 128)
+    runs = [trained(kind, steps, width, seed, rate, STEPS, rows) for rate in rates]
     model, _ = min(runs, key=lambda run: run[1])
     return measured(model, steps)[0]
 
