@@ -337,7 +337,7 @@ def scrub(x: Tensor) -> tuple[Tensor, Tensor | None]:
     Lowering and its gradient must not mix a bad row into others (0 * NaN is NaN); the rows are marked again afterwards.
     """
     norms = row_norms(x.detach())
-    if math.isfinite(norms.max()):
+    if not torch.compiler.is_compiling() and math.isfinite(norms.max()):
         return x, None
     bad = ~norms.isfinite()
     return x.masked_fill(bad, 0), bad
