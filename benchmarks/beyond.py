@@ -26,7 +26,7 @@ from real_heads import of_smollm2
 from torch import Tensor
 
 import softlookup as sl
-from softlookup import linear, manifolds, sparse
+from softlookup import linear, sparse
 from softlookup.files import write_text
 from softlookup.lab.hyperbolic import trees
 
@@ -77,7 +77,8 @@ def causal_ways(length: int) -> Iterator[tuple[str, str, Way]]:
         yield "linear", f"{features} random features", by_features(linear.RandomFeatures(64, features))
     yield "geometry", "Gaussian kernel", scored(sl.Gaussian(64**0.25))
     yield "geometry", "cosine, 16", scored(sl.Cosine(), 16.0)
-    yield "geometry", "hyperbolic distance", scored(manifolds.Distance(manifolds.Lorentz()))
+    lift, hyperbolic = sl.Hyperbolic.lift, scored(sl.Hyperbolic())
+    yield "geometry", "hyperbolic distance", lambda q, k, v: hyperbolic(lift(q), lift(k), v)
 
 
 def other_ways(length: int) -> Iterator[tuple[str, str, Way]]:

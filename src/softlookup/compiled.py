@@ -45,7 +45,7 @@ from .version import __version__
 # ---- arguments as text -----------------------------------------------------------------------------------------------
 
 # What can be written down: its class, and which attributes are the arguments of its constructor, in their order (with "=": by
-# name).
+# name; with "*": all of a tuple).
 _WRITABLE: dict[type, tuple[str, ...]] = {
     **{kind: () for kind in (Dot, Cosine, Hyperbolic, Causal, Everything)},
     ScaledDot: ("softcap", "ssmax"),
@@ -94,7 +94,12 @@ def written(thing: Any, tensors: list[Tensor]) -> str | None:
         name, items = "", [("", item) for item in thing]
     elif type(thing) in _WRITABLE:
         name = type(thing).__name__
-        items = [(x if x.endswith("=") else "", getattr(thing, x.removesuffix("="))) for x in _WRITABLE[type(thing)]]
+        items = []
+        for x in _WRITABLE[type(thing)]:
+            if x.startswith("*"):
+                items += [("", item) for item in getattr(thing, x[1:])]
+            else:
+                items.append((x if x.endswith("=") else "", getattr(thing, x.removesuffix("="))))
     else:
         return None
     parts = []
@@ -121,6 +126,14 @@ def text_of(arguments: dict[str, Any], tensors: list[Tensor]) -> str | None:
 def read(text: str, tensors: list[Tensor]) -> Any:
     """What `written` wrote."""
     return _value(ast.parse(text, mode="eval").body, tensors)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The statistics that a call's text asks for. Nothing else is read: tensors may have no numbers while a graph is traced."""
+    arguments = ast.parse(text, mode="eval").body
+    assert isinstance(arguments, ast.Dict)
+    by_name = {_value(key, []): value for key, value in zip(arguments.keys, arguments.values, strict=True) if key is not None}
+    return chosen(_value(by_name["stats"], []))
 
 
 def _value(expression: ast.expr, tensors: list[Tensor]) -> Any:
@@ -211,7 +224,7 @@ def _without_aliases(outputs: list[Tensor], given: set[int]) -> list[Tensor]:
 
 @_attend.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, tensors: list[Tensor], text: str) -> list[Tensor]:
-    names = chosen(read(text, tensors)["stats"])
+    names = _names(text)
     q, k, v, shapes = flatten(query, key, value)
     assert v is not None
     single = torch.float64 if v.dtype == torch.float64 else torch.float32
@@ -263,7 +276,7 @@ def _(grads: list[Tensor | None], saved: list[Tensor], wanted: list[bool], count
 
 def _setup(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
     query, key, value, tensors, text = inputs
-    names = chosen(read(text, tensors)["stats"])
+    names = _names(text)
     ctx.text, ctx.outputs = text, 1 + len(names)
     ctx.save_for_backward(query, key, value, *tensors, *output[ctx.outputs :])
     ctx.count = 3 + len(tensors)

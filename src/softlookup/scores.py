@@ -293,6 +293,9 @@ class Mahalanobis(Score):
     takes_scale = False
 
     def __init__(self, a: Tensor):
+        if not isinstance(a, Tensor) or not a.is_floating_point() or a.ndim not in (2, 3) or 0 in a.shape:
+            got = (type(a).__name__, *a.shape) if isinstance(a, Tensor) else a
+            raise SoftlookupError(f"Mahalanobis: expected a of shape (r, E) or (H, r, E), got {got!r}".replace("\n", " "))
         self.a = a
 
     def lower(self, query: Tensor, key: Tensor) -> Product:

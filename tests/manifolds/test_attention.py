@@ -66,7 +66,7 @@ def test_a_curvature_for_each_head_with_fewer_heads_of_keys():
     ("manifold", "power", "engine", "far"),
     [
         (Euclidean(), 2, "native", 1e-5),
-        (Lorentz(), 1, "native", 2e-3),
+        (Lorentz(), 1, "streaming", 1e-5),
         (Euclidean(), 1, "streaming", 1e-5),
         (Lorentz(), 2, "streaming", 1e-5),
         (Lorentz(1.01), 1, "streaming", 1e-5),
@@ -78,7 +78,7 @@ def test_a_curvature_for_each_head_with_fewer_heads_of_keys():
     ids=str,
 )
 def test_engines_in_single_precision(manifold, power, engine, far):
-    """Queries are keys, so some distances are 0, which the native engine finds to the root of its rounding times cosh."""
+    """Queries are keys, so that some distances are 0."""
     if engine == "native" and sl.engines.library.load()[0] is None:
         pytest.skip("no native engine")
     x = manifold.point(tangents(torch.float32)[0][..., : manifold.widths(D)[0]])
@@ -89,6 +89,38 @@ def test_engines_in_single_precision(manifold, power, engine, far):
     wanted = s.softmax(-1) @ x.double(), s.logsumexp(-1), s.amax(-1)
     for got, want in zip((y, stats.logsumexp, stats.max_logit), wanted, strict=True):
         torch.testing.assert_close(got.double(), want, rtol=far, atol=far)
+
+
+@pytest.mark.parametrize(("r", "engine"), [(0.1, "native"), (1.0, "native"), *((r, "streaming") for r in (3.0, 8.0, 12.0))])
+@pytest.mark.parametrize("c", [1.0, torch.tensor(1.0)], ids=["fixed", "learned"])
+def test_points_are_near_themselves(c, r, engine):
+    """By the native engine to 1e-3, by the streaming engine to the rounding of coordinates in single precision, eps cosh(r)."""
+    if engine == "native" and (isinstance(c, Tensor) or sl.engines.library.load()[0] is None):
+        engine = "streaming"
+    x = Lorentz().point(r * torch.nn.functional.normalize(tangents(torch.float32)[0], dim=-1))
+    score = Distance(Lorentz(c))
+    assert sl.explain(x, x, x, score=score).engine == engine
+    _, stats = sl.attend(x, x, x, score=score, mask=torch.eye(L, dtype=torch.bool), stats="max_logit")
+    allowed = 1e-3 if engine == "native" else torch.finfo(torch.float32).eps * math.cosh(r)
+    assert stats.max_logit.abs().max() <= allowed
+    _, stats = sl.attend(x, x, x, score=score, stats="logsumexp")
+    want = (-Lorentz().distances(x.double(), x.double())).logsumexp(-1)
+    assert (stats.logsumexp - want).abs().max() <= allowed + 5e-7  # that of single precision itself
+
+
+@pytest.mark.parametrize("name", ["lorentz", "poincare"])
+@pytest.mark.parametrize("r", [1.0, 7.0, 12.0])
+def test_one_far_value_is_handed_over_as_it_is(name, r):
+    q, k, v = tangents(torch.float32, kv=H)
+    manifold = MANIFOLDS[name](1.0)
+    v = manifold.point(r * torch.nn.functional.normalize(v, dim=-1))
+    q, k = manifold.point(q), manifold.point(k)
+    got, stats = manifolds.attend(q, k, v, manifold=manifold, mask=sl.Causal() & sl.Window(1), stats=("entropy", "argmax"))
+    torch.testing.assert_close(got, v[:, :, S - L :], rtol=5e-7, atol=0)
+    assert got.dtype == stats.entropy.dtype == torch.float32 and stats.argmax.dtype == torch.int64
+    both = manifolds.attend(q, k, v, manifold=manifold, mask=sl.Causal() & sl.Window(2))
+    exact = manifolds.attend(q.double(), k.double(), v.double(), manifold=manifold, mask=sl.Causal() & sl.Window(2))
+    assert manifold.distance(both.double(), exact).max() <= 1e-5 * math.cosh(r) / 10
 
 
 @pytest.mark.parametrize("name", MANIFOLDS)
@@ -209,6 +241,8 @@ BAD = {
     "query outside": (lambda: attend(Poincare(), q=1.0), "query: expected points in the ball"),
     "key outside": (lambda: attend(Poincare(PER_HEAD), q=0.01, v=0.01), "key: expected points in the ball"),
     "value outside": (lambda: attend(Lorentz(), values=Poincare(2.0), v=1.0), "value: expected points in the ball"),
+    "score": (lambda: attend(Lorentz(), score=sl.Dot()), "score: expected none, as the manifold's distance is it, got Dot"),
+    "values": (lambda: attend(Lorentz(), values="x"), "values: expected a Manifold, such as Lorentz(), got 'x'"),
     "coordinates": (lambda: attend(Product((Sphere(), 2), (Lorentz(), 3))), "value: expected 5 coordinates"),
 }
 
@@ -219,6 +253,43 @@ def test_bad_input(what):
     with pytest.raises(sl.SoftlookupError) as caught:
         call()
     assert str(caught.value).startswith(message) and "got" in str(caught.value) and "\n" not in str(caught.value)
+
+
+# ---- graphs ----------------------------------------------------------------------------------------------------------
+
+
+class Graph(torch.nn.Module):
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def forward(self, q, k, v, c):
+        manifold = self.make(c)
+        return manifolds.attend(*(manifold.point(x) for x in (q, k, v)), manifold=manifold, mask=sl.Causal())
+
+
+def refuses_a_curvature_below_0(call, leaves):
+    with pytest.raises(sl.SoftlookupError, match="^curvature: expected finite numbers > 0, got -1$"):
+        call(*leaves[:3], torch.full((), -1.0, dtype=torch.float64, requires_grad=leaves[3].requires_grad))
+
+
+def test_compiled_graphs_are_whole_and_the_same():
+    torch.compiler.reset()
+    leaves = [x.requires_grad_() for x in (*tangents(), torch.tensor(0.7, dtype=torch.float64))]
+    compiled, found = torch.compile(Graph(Poincare), fullgraph=True, backend="aot_eager"), []
+    for call in (Graph(Poincare), compiled):
+        y = call(*leaves)
+        found.append([y, *torch.autograd.grad(y.cos().sum(), leaves)])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    refuses_a_curvature_below_0(compiled, leaves)
+
+
+def test_exported_graphs_are_the_same():
+    inputs = *tangents(), torch.tensor(0.7, dtype=torch.float64)
+    graph = Graph(lambda c: Product((Lorentz(c), 2), (Sphere(), 2), (Euclidean(), 1)))
+    exported = torch.export.export(graph, inputs).module()
+    torch.testing.assert_close(exported(*inputs), graph(*inputs), rtol=1e-12, atol=1e-12)
+    refuses_a_curvature_below_0(exported, inputs)
 
 
 # ---- Mahalanobis -----------------------------------------------------------------------------------------------------
@@ -250,3 +321,9 @@ def test_mahalanobis_of_the_identity_is_gaussian_and_far_away_loses_no_digits():
 def test_mahalanobis_of_a_wrong_shape(shape):
     with pytest.raises(sl.SoftlookupError, match="^Mahalanobis: expected a of shape .*, got"):
         sl.attend(*tangents(), score=sl.Mahalanobis(torch.ones(shape).double()))
+
+
+@pytest.mark.parametrize("a", ["x", [[1.0]], None, torch.ones(3, dtype=torch.int64), torch.ones(0, D), torch.ones(2, 0)])
+def test_mahalanobis_of_no_matrix(a):
+    with pytest.raises(sl.SoftlookupError, match="^Mahalanobis: expected a of shape [^\n]*, got [^\n]*$"):
+        sl.Mahalanobis(a)

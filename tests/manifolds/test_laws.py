@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import mpmath
 import pytest
 import torch
 from torch import Tensor
 
 from softlookup import SoftlookupError
-from softlookup.manifolds import Euclidean, Lorentz, Manifold, Poincare, Product, Sphere, series
+from softlookup.manifolds import Euclidean, Lorentz, Manifold, Poincare, Product, Sphere, attend, series
 
 D = 4
 MANIFOLDS = {
@@ -79,6 +81,19 @@ def test_distances_of_far_points():
     points = Lorentz().point(v)
     want = [[exactly("lorentz", 1.0, a, b) for b in points] for a in points]
     torch.testing.assert_close(Lorentz().distances(points, points), torch.tensor(want), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", ["lorentz", "poincare"])
+def test_points_are_as_far_away_as_coordinates_can_say(name):
+    """Those of the ball end where 1 - |p| is the rounding of p: e^d times that is what they can say of d."""
+    far, eps = torch.tensor([0.1, 1.0, 7.0, 12.0, 15.0, 20.0, 30.0]), torch.finfo(torch.float32).eps
+    if name == "poincare":
+        far = far[far < 14]
+    along = torch.nn.functional.normalize(tangents(len(far), dtype=torch.float32), dim=-1)
+    points, origin = MANIFOLDS[name](1.0).point(along * far[:, None]), torch.zeros(D)
+    allowed = 4 * eps * (far if name == "lorentz" else far.cosh())
+    for got in (MANIFOLDS[name](1.0).distance(points, origin), MANIFOLDS[name](1.0).distance(origin, points)):
+        assert ((got - far).abs() <= allowed).all()
 
 
 def test_opposite_points_of_a_sphere():
@@ -241,6 +256,38 @@ def test_the_middle_of_two_is_half_way(manifold):
         torch.testing.assert_close(manifold.distance(mean, x), half.expand(10, 2), rtol=1e-7, atol=0)
 
 
+FAR = [0.1, 1.0, 7.0, 8.0, 12.0, 20.0, 30.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["lorentz", "poincare"])
+def test_the_middle_of_one_point_is_that_point_however_far_away(name, dtype):
+    manifold = MANIFOLDS[name](0.7)
+    for r in FAR if dtype != torch.float16 else FAR[:4]:
+        x = manifold.point(r * torch.nn.functional.normalize(tangents(20, 1), dim=-1).to(dtype) / 0.7**0.5)
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(manifold.midpoint(x, torch.tensor([[0.37]])), x, rtol=4 * eps, atol=0)
+        copies = manifold.midpoint(x.expand(-1, 50, -1), weights(1, 50))
+        torch.testing.assert_close(copies, x, rtol=16 * eps, atol=0)  # sums of 50
+        if dtype != torch.float16:  # in which lifted points are written down
+            torch.testing.assert_close(manifold.project(manifold.lift(x)), x, rtol=4 * eps, atol=0)
+
+
+@pytest.mark.parametrize("apart", [0.5, 2.0, 6.0])
+@pytest.mark.parametrize("r", [3.5, 8.0, 12.0])
+@pytest.mark.parametrize("name", ["lorentz", "poincare"])
+def test_the_middle_of_two_far_points(name, r, apart):
+    """At a radius r and an angle 2 a, sinh(apart / 2) = sinh(r) sin(a); their middle is at tanh(m) = tanh(r) cos(a).
+    Coordinates in single precision place both to their rounding times e^r."""
+    manifold, allowed = MANIFOLDS[name](1.0), 4 * torch.finfo(torch.float32).eps * math.cosh(r)
+    a = math.asin(math.sinh(apart / 2) / math.sinh(r))
+    x = manifold.point(torch.tensor([[r * math.cos(a), r * math.sin(a)], [r * math.cos(a), -r * math.sin(a)]]))
+    want = manifold.point(torch.tensor([[math.atanh(math.tanh(r) * math.cos(a)), 0.0]], dtype=torch.float64))
+    for middle in (manifold.midpoint(x), manifold.frechet_mean(x, steps=3)):
+        assert middle.dtype == torch.float32 and manifold.distance(middle.double(), want) <= allowed
+        assert ((manifold.distance(middle.double(), x.double()) - apart / 2).abs() <= allowed).all()
+
+
 def test_the_mean_of_two_divides_their_geodesic(manifold):
     x = manifold.point(tangents(10, 2))
     mean = manifold.frechet_mean(x, torch.tensor([[0.25, 0.75]], dtype=x.dtype))
@@ -343,15 +390,89 @@ def test_points_that_meet_have_finite_gradients(manifold):
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf"), torch.tensor([1.0, -1.0]), torch.tensor([[1.0]])])
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf, "1", None, torch.tensor([1.0, -1.0]), torch.tensor([[1.0]])])
 @pytest.mark.parametrize("of", [Sphere, Lorentz, Poincare])
 def test_curvatures_are_finite_and_positive(of, bad):
     with pytest.raises(SoftlookupError, match=f"^{of.__name__}: expected .*, got [^\n]*$"):
         of(bad)
 
 
+@pytest.mark.parametrize("of", [Sphere, Lorentz, Poincare])
+def test_a_learned_curvature_that_is_no_longer_positive_is_refused(of):
+    x = torch.full((1, 2, 5, 3), 0.1)
+    for shape in ((), (2,)):
+        c = torch.ones(shape)
+        manifold, product = of(c), Product((of(c), 3))
+        for bad in (0.0, -0.1, math.nan):
+            c.fill_(bad)
+            for each in (manifold, product):
+                for call in (
+                    lambda m=each: m.point(x[..., : m.widths(3)[0]]),
+                    lambda m=each: m.distance(x, x),
+                    lambda m=each: m.distances(x, x),
+                    lambda m=each: m.midpoint(x),
+                    lambda m=each: m.frechet_mean(x),
+                    lambda m=each: attend(x, x, x, manifold=m),
+                    lambda m=each: attend(x, x, x, manifold=Euclidean(), values=m),
+                ):
+                    with pytest.raises(SoftlookupError, match="^curvature: expected finite numbers > 0, got [^\n]*$"):
+                        call()
+
+
+X, PER_HEAD = torch.full((1, 2, 5, 3), 0.1), torch.ones(2)
+REFUSED = {
+    "no tensor": (lambda: Lorentz().point([1.0]), "v: expected a tensor of real numbers, got list"),
+    "integers": (lambda: Poincare().distance(X, X.long()), "y: expected a tensor of real numbers, got a int64 tensor"),
+    "widths of points": (lambda: Sphere().distance(X, X[..., :1]), "y: expected 3 coordinates, as the other points, got 1"),
+    "widths of all pairs": (lambda: Lorentz().distances(X[..., :1], X), "y: expected 1 coordinates, as the other points"),
+    "points that do not broadcast": (lambda: Poincare().distance(X, X[..., :4, :]), "x, y: expected leading dimensions that"),
+    "pairs that do not broadcast": (lambda: Poincare().distances(X, X[:, :1].expand(1, 3, 5, 3)), "x, y: expected leading dim"),
+    "one point": (lambda: Euclidean().distances(X[0, 0, 0], X), "x: expected at least 2 dimensions, got"),
+    "a middle of nothing": (lambda: Poincare().midpoint(X[0, 0, 0]), "x: expected at least 2 dimensions, got"),
+    "no weights": (lambda: Sphere().midpoint(X, "alike"), "weights: expected a tensor (…, M, 5), got str"),
+    "number of weights": (lambda: Sphere().midpoint(X, torch.ones(1, 4)), "weights: expected a tensor (…, M, 5), got"),
+    "weights in a row": (lambda: Lorentz().frechet_mean(X, torch.ones(5)), "weights: expected a tensor (…, M, 5), got"),
+    "heads of weights": (lambda: Lorentz().midpoint(X, torch.ones(3, 1, 5)), "x, weights: expected leading dimensions that"),
+    "sums": (lambda: Lorentz().project(X[..., :2]), "sums: expected at least 3 coordinates of sums, got 2"),
+    "sums of a ball": (lambda: Poincare().project(X[..., :1]), "sums: expected at least 3 coordinates of sums, got 1"),
+    "tangents of a product": (lambda: Product((Sphere(), 2)).point(X), "v: expected 1 coordinates of tangents, got 3"),
+    "points of a product": (lambda: Product((Sphere(), 2)).distance(X, X), "x: expected 2 coordinates of points, got 3"),
+    "sums of a product": (lambda: Product((Lorentz(), 2)).project(X), "sums: expected 4 coordinates of sums, got 3"),
+    "middles of a product": (lambda: Product((Lorentz(), 2)).midpoint(X), "x: expected 2 coordinates of points, got 3"),
+    "heads": (lambda: Lorentz(PER_HEAD).point(X[0, 0]), "v: expected 2 heads, one for each curvature, got"),
+    "outside": (lambda: Poincare().distance(X, 10 * X), "y: expected points in the ball, sqrt(curvature) |x| < 1, got 1.73205"),
+    "outside, all pairs": (lambda: Poincare().distances(10 * X, X), "x: expected points in the ball"),
+    "outside, middle": (lambda: Poincare().midpoint(10 * X), "x: expected points in the ball"),
+    "outside, lifted": (lambda: Product((Poincare(), 3)).lift(10 * X), "x: expected points in the ball"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_methods_refuse_in_one_line(what):
+    call, message = REFUSED[what]
+    with pytest.raises(SoftlookupError) as caught:
+        call()
+    assert str(caught.value).startswith(message) and "got" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_single(manifold, half):
+    v, w = tangents(6, dtype=half), weights(3, 6).to(half)
+    x = manifold.point(v)
+    pairs = [
+        (x, manifold.point(v.float())),
+        (manifold.distance(x[:1], x), manifold.distance(x[:1].float(), x.float())),
+        (manifold.distances(x, x), manifold.distances(x.float(), x.float())),
+        (manifold.midpoint(x, w), manifold.midpoint(x.float(), w.float())),
+        (manifold.frechet_mean(x, w, steps=3), manifold.frechet_mean(x.float(), w.float(), steps=3)),
+        (manifold.lift(x), manifold.lift(x.float())),
+    ]
+    for got, want in pairs:
+        assert got.dtype == half and torch.equal(got, want.to(half))
+
+
 def test_products_are_of_manifolds():
-    for bad in [(3.0, 2)], [(Sphere(), 0)], []:
+    for bad in [(3.0, 2)], [(Sphere(), 0)], [], [Sphere()], [(Sphere(), 2, 3)], [(Sphere(), "2")]:
         with pytest.raises(SoftlookupError, match="^Product: expected .*, got [^\n]*$"):
             Product(*bad)
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from copy import copy
+from numbers import Real
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from ..errors import SoftlookupError
+from ..masks import describe
 from ..scores import Product as ProductForm
+from ..scores import single
+from .guard import accept, positive, takes, together
 
 
 class Manifold:
@@ -18,6 +23,11 @@ class Manifold:
 
     Points are (…, H, N, n), n their coordinates; d are the dimensions that they have, and m the coordinates of sums.
     """
+
+    coordinates: int | None = None
+    """n, where it is fixed."""
+    trusted = False
+    """Whether arguments of methods are known to be good."""
 
     def widths(self, coordinates: int) -> tuple[int, int]:
         """d and m of points with n coordinates."""
@@ -43,20 +53,24 @@ class Manifold:
         """How strongly, beside a point close by, one at this squared distance pulls a Fréchet mean in lifted coordinates."""
         raise NotImplementedError
 
+    @takes("points", "points")
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """d(x, y), (…) of points (…, n) that broadcast. Its gradient is 0 where x = y."""
         return root(self.squared(x, y))
 
     def distances(self, x: Tensor, y: Tensor) -> Tensor:
         """All d(x_i, y_j): (…, H, M, N) of points (…, H, M, n) and (…, H, N, n)."""
-        return root(self._all_squared(x, y))
+        ready, (x, y), dtype = accept(self, {"x": x, "y": y}, ("points", "points"), 2)
+        together({"x": x.shape[:-2], "y": y.shape[:-2]})
+        return root(ready.all_squared(x, y)).to(dtype)
 
     def midpoint(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
         """The middle (…, H, M, n) of points (…, H, N, n) by weights (…, H, M, N) >= 0, all alike and M = 1 by default.
 
         Weights count beside each other: a common factor changes nothing.
         """
-        return self.project((_alike(x) if weights is None else weights) @ self.lift(x))
+        ready, x, weights, dtype = self._weighted(x, weights)
+        return ready._middle(x, weights).to(dtype)
 
     def frechet_mean(self, x: Tensor, weights: Tensor | None = None, steps: int = 100) -> Tensor:
         """The point of least sum_j w_j d(m, x_j)^2, arguments and result as of `midpoint`, all pairs in memory.
@@ -64,45 +78,91 @@ class Manifold:
         The midpoint by weights w_j pull(d^2), again and again: where it stays, sum_j w_j log_m(x_j) = 0. In hyperbolic spaces
         each step is that of Lou et al. 2020 and lowers the sum; on a sphere points must not be far apart.
         """
-        weights = _alike(x) if weights is None else weights
-        mean = self.midpoint(x, weights)
+        ready, x, weights, dtype = self._weighted(x, weights)
+        return ready._frechet(x, weights, steps).to(dtype)
+
+    def _weighted(self, x: Tensor, weights: Tensor | None) -> tuple[Self, Tensor, Tensor, torch.dtype]:
+        ready, (x,), dtype = accept(self, {"x": x}, ("points",), 2)
+        x = ready.wide(x)
+        if weights is None:
+            return ready, x, x.new_ones(1, x.shape[-2]), dtype
+        good = isinstance(weights, Tensor) and weights.is_floating_point() and weights.ndim >= 2
+        if not good or weights.shape[-1] != x.shape[-2]:
+            raise SoftlookupError(f"weights: expected a tensor (…, M, {x.shape[-2]}), got {describe(weights)}")
+        together({"x": x.shape[:-2], "weights": weights.shape[:-2]})
+        return ready, x, weights.to(x), dtype
+
+    def _middle(self, x: Tensor, weights: Tensor) -> Tensor:
+        return self.project(weights @ self.lift(x))
+
+    def _frechet(self, x: Tensor, weights: Tensor, steps: int) -> Tensor:
+        mean = self._middle(x, weights)
         for _ in range(steps):
-            mean = self.midpoint(x, weights * self.pull(self._all_squared(mean, x)))
+            mean = self._middle(x, weights * self.pull(self.all_squared(mean, x)))
         return mean
 
-    def _all_squared(self, x: Tensor, y: Tensor) -> Tensor:
-        per_head = self.with_tensors(c[:, None, None, None] if c.ndim == 1 else c for c in self.tensors())
+    def all_squared(self, x: Tensor, y: Tensor) -> Tensor:
+        """All d(x_i, y_j)^2, from differences: no digits are lost where points meet."""
+        per_head = self.with_tensors(c[..., None, None, None] if c.ndim == 1 else c[..., None] for c in self.tensors())
         return per_head.squared(x.unsqueeze(-2), y.unsqueeze(-3))
 
-    def check(self, x: Tensor, name: str) -> None:
-        """Raise unless x (…, Hkv, N, n) can be points of this geometry; a NaN can."""
+    def products(self, x: Tensor, y: Tensor) -> Tensor:
+        """The same to the digits that coordinates in single precision have, by matrix products where that is possible."""
+        return self.all_squared(x, y)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """x in the precision that weighted sums need."""
+        return single(x)
+
+    def fit(self, x: Tensor, name: str, kind: str) -> None:
+        """Raise unless x (…, H, N, ·) has the width of "points", "tangents" or "sums", and the heads of curvatures."""
+        n = self.coordinates or 1
+        d, m = self.widths(n)
+        want = {"points": n, "tangents": max(d, 1), "sums": m}[kind]
+        if x.shape[-1] < want or (self.coordinates and x.shape[-1] != want):
+            least = "" if self.coordinates else "at least "
+            raise SoftlookupError(f"{name}: expected {least}{want} coordinates of {kind}, got {x.shape[-1]}")
+        for c in self.tensors():
+            if c.ndim and (x.ndim < 3 or x.shape[-3] not in (1, len(c))):
+                raise SoftlookupError(f"{name}: expected {len(c)} heads, one for each curvature, got {describe(x)}")
+
+    def check(self, x: Tensor, name: str) -> Tensor:
+        """x (…, Hkv, N, n), unless it cannot be points of this geometry; a NaN can."""
+        return x
 
     def product(self, query: Tensor, key: Tensor, power: int) -> ProductForm | None:
-        """-d^power as a product of (B, H, L, n) and (B, Hkv, S, n), if it is one."""
+        """-d^power as a product of (B, H, L, n) and (B, Hkv, S, n), if it is one that keeps its digits."""
         return None
 
     def tensors(self) -> list[Tensor]:
         """Curvatures that are tensors, in a fixed order."""
         return []
 
-    def with_tensors(self, tensors: Iterator[Tensor]) -> Manifold:
-        """The same geometry with other curvatures in the order of `tensors()`."""
+    def with_tensors(self, tensors: Iterator[Tensor]) -> Self:
+        """The same geometry, trusted, with other curvatures in the order of `tensors()`."""
         return self
+
+    def ready(self) -> Self:
+        """The same, trusted: its curvatures are positive now."""
+        return self.with_tensors(positive(c) for c in self.tensors())
 
 
 class Curved(Manifold):
-    """A geometry of constant curvature -c (on a sphere c). curvature: c > 0, a float or a tensor of shape () or (H,)."""
+    """A geometry of constant curvature -c (on a sphere c). curvature: c > 0, a float or a tensor of shape () or (H,).
+
+    One that is learned must stay positive, as exp or softplus are; every use checks it.
+    """
 
     def __init__(self, curvature: float | Tensor = 1.0):
         of = type(self).__name__
         if isinstance(curvature, Tensor):
             if curvature.ndim > 1:
                 raise SoftlookupError(f"{of}: expected a curvature of shape () or (H,), got {tuple(curvature.shape)}")
-            good = bool(((curvature > 0) & curvature.isfinite()).all())
+            good = torch.compiler.is_compiling() or bool(((curvature > 0) & curvature.isfinite()).all())
         else:
-            good = 0 < curvature < math.inf
+            good = isinstance(curvature, Real) and 0 < curvature < math.inf
         if not good:
-            raise SoftlookupError(f"{of}: expected a finite curvature > 0, got {curvature}".replace("\n", " "))
+            raise SoftlookupError(f"{of}: expected a finite curvature > 0, got {curvature!r}".replace("\n", " "))
         self.curvature = curvature
 
     def c(self, like: Tensor) -> float | Tensor:
@@ -115,11 +175,11 @@ class Curved(Manifold):
     def tensors(self) -> list[Tensor]:
         return [self.curvature] if isinstance(self.curvature, Tensor) else []
 
-    def with_tensors(self, tensors: Iterator[Tensor]) -> Manifold:
-        if not isinstance(self.curvature, Tensor):
-            return self
+    def with_tensors(self, tensors: Iterator[Tensor]) -> Self:
         other = copy(self)
-        other.curvature = next(tensors)
+        other.trusted = True
+        if isinstance(self.curvature, Tensor):
+            other.curvature = next(tensors)
         return other
 
     def __repr__(self) -> str:
@@ -135,7 +195,3 @@ def root(squared: Tensor) -> Tensor:
     """The square root, with gradient 0 at 0."""
     some = squared != 0
     return torch.where(some, torch.where(some, squared, 1).sqrt(), 0)
-
-
-def _alike(x: Tensor) -> Tensor:
-    return x.new_ones(1, x.shape[-2])

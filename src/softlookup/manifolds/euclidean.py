@@ -10,20 +10,25 @@ from torch import Tensor
 from ..scores import Gaussian
 from ..scores import Product as ProductForm
 from .base import Manifold, norm2
+from .guard import takes
 
 
 class Euclidean(Manifold):
     """d(x, y) = |x - y|; the midpoint is the mean, sum w x / sum w."""
 
+    @takes("tangents")
     def point(self, v: Tensor) -> Tensor:
         return v
 
+    @takes("points", "points")
     def squared(self, x: Tensor, y: Tensor) -> Tensor:
         return norm2(x - y).squeeze(-1)
 
+    @takes("points")
     def lift(self, x: Tensor) -> Tensor:
         return torch.cat([x, torch.ones_like(x[..., :1])], -1)
 
+    @takes("sums")
     def project(self, sums: Tensor) -> Tensor:
         weight = sums[..., -1:]
         return sums[..., :-1] / torch.where(weight == 0, 1, weight)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import SoftlookupError
 from .base import norm2
+from .guard import insist, takes
 from .lorentz import Lorentz
 from .series import arsinhc
 
@@ -22,31 +22,39 @@ class Poincare(Lorentz):
     mask hides them.
     """
 
+    @takes("tangents")
     def point(self, v: Tensor) -> Tensor:
         return self.project(Lorentz.lift(self, super().point(v)))
 
+    @takes("points", "points")
     def squared(self, x: Tensor, y: Tensor) -> Tensor:
         c = self.c(x)
         chord = 4 * norm2(x - y) / ((1 - c * norm2(x)) * (1 - c * norm2(y)))
         return (chord * arsinhc(c * chord / 4).square()).squeeze(-1)
 
+    def space(self, x: Tensor) -> Tensor:
+        return 2 * x / (1 - self.c(x) * norm2(x))
+
+    @takes("points")
     def lift(self, x: Tensor) -> Tensor:
         square = self.c(x) * norm2(x)
-        return torch.cat([2 * x, 1 + square], -1) / (1 - square)
+        return torch.cat([2 * x, 1 + square, 1 - square], -1) / (1 - square)
 
+    @takes("sums")
     def project(self, sums: Tensor) -> Tensor:
-        x = sums[..., :-1] / (self.length(sums) + sums[..., -1:])
+        x = sums[..., :-2] / (self.length(sums) + sums[..., -2:-1])
         inside = 1 - 4 * torch.finfo(x.dtype).eps
         return x * (inside / (self.c(x) * norm2(x)).detach().sqrt().clamp(min=inside))
 
-    def check(self, x: Tensor, name: str) -> None:
-        square, c = norm2(x), self.c(x)
+    def check(self, x: Tensor, name: str) -> Tensor:
+        square = norm2(self.wide(x.detach()))
+        c = self.c(square)
         if isinstance(c, Tensor) and c.ndim:
             square = square.repeat_interleave(len(c) // square.shape[-3], -3)
-        square = (c * square).detach()
-        if bool((square >= 1).any()):
-            far = square[square >= 1].max().sqrt()
-            raise SoftlookupError(f"{name}: expected points in the ball, sqrt(curvature) |x| < 1, got {float(far):.6g}")
+        square = c * square
+        return insist(
+            x, ~(square >= 1), square.amax().sqrt(), f"{name}: expected points in the ball, sqrt(curvature) |x| < 1, got {{}}"
+        )
 
     def product(self, query: Tensor, key: Tensor, power: int) -> None:
         return None

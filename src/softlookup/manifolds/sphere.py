@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..scores import unit
 from .base import Curved, norm2, root
+from .guard import takes
 from .series import arcsinc, sinc
 
 
@@ -23,11 +24,13 @@ class Sphere(Curved):
     def widths(self, coordinates: int) -> tuple[int, int]:
         return coordinates - 1, coordinates
 
+    @takes("tangents")
     def point(self, v: Tensor) -> Tensor:
         u = self.c(v) * norm2(v)
         c = torch.as_tensor(self.c(v), dtype=v.dtype, device=v.device)
         return torch.cat([1 - u / 2 * sinc(u / 4).square(), c.sqrt() * v * sinc(u)], -1)
 
+    @takes("points", "points")
     def squared(self, x: Tensor, y: Tensor) -> Tensor:
         u, v = unit(x), unit(y)
         apart, along = norm2(u - v), norm2(u + v)
@@ -36,9 +39,11 @@ class Sphere(Curved):
         angle = (math.pi - 2 * _arcsine(far)).square()
         return (torch.where(near <= 0.5, 4 * near * arcsinc(near.clamp(max=0.5)).square(), angle) / self.c(x)).squeeze(-1)
 
+    @takes("points")
     def lift(self, x: Tensor) -> Tensor:
         return unit(x)
 
+    @takes("sums")
     def project(self, sums: Tensor) -> Tensor:
         return unit(sums)
 
