@@ -50,7 +50,7 @@ class Mask:
         """Whether anything of a block is visible, and whether all is; (True, False) is always a safe answer.
 
         Of many blocks at once the region's rows and query positions are tensors (P, 1), its key positions (1, N): the answers
-        are then of a shape that broadcasts to (P, N)."""
+        are then of a shape that broadcasts to (P, N), on the CPU as these are."""
         return True, False
 
     def cover(self, region: Region) -> Cover:
@@ -536,7 +536,7 @@ class Dense(Mask):
         rows = replace(region, j0=0, j1=self.tensor.shape[-1]).cut(self.tensor).flatten(0, 2)
         rows = rows if rows.shape[1] > 1 else rows.expand(-1, int(j1.max()))
         some, every = rows.view(torch.uint8).aminmax(dim=0)[::-1]  # ten times as fast as of booleans
-        before = torch.nn.functional.pad(torch.stack([some, every]).cumsum(1), (1, 0))
+        before = torch.nn.functional.pad(torch.stack([some, every]).cumsum(1), (1, 0)).cpu()  # where regions are
         inside = before[:, j1] - before[:, j0]
         return inside[0] > 0, inside[1] == j1 - j0
 
@@ -576,7 +576,7 @@ def extremes(ids: Tensor, lo: int | Tensor, hi: int | Tensor) -> tuple[Tensor, T
     """The least and the largest of integers (K, S) in columns lo:hi, (K,) or (K, *lo.shape); of none, any number."""
     if not isinstance(lo, int):
         each = [extremes(ids, a, b) for a, b in zip(lo.flatten().tolist(), hi.flatten().tolist(), strict=True)]  # type: ignore
-        least, most = (torch.stack(x, 1).unflatten(1, lo.shape) for x in zip(*each, strict=True))
+        least, most = (torch.stack(x, 1).unflatten(1, lo.shape).cpu() for x in zip(*each, strict=True))
         return least, most
     part = ids[:, lo:hi]
     if part.shape[1] == 0:

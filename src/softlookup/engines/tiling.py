@@ -209,9 +209,9 @@ class Tiling:
 
     def _runs(self, q: Queries, lo: int, hi: int) -> Iterator[tuple[int, int]]:
         """The ranges of keys between which nothing is visible, as far as the mask can tell without looking."""
-        j0 = torch.arange(lo, hi, RUN)[None]
+        j0 = torch.arange(lo, hi, RUN, device="cpu")[None]
         j1 = (j0 + RUN).clamp(max=hi)
-        row0, row1, i0, i1 = (torch.tensor([[x]]) for x in (q.row0, q.row1, q.i0, q.i1))
+        row0, row1, i0, i1 = (torch.tensor([[x]], device="cpu") for x in (q.row0, q.row1, q.i0, q.i1))
         some, _ = self.problem.mask.extent(Region(q.b0, q.b1, q.heads[1].start, q.heads[1].stop, row0, row1, i0, i1, j0, j1))
         for run in runs(torch.as_tensor(some).expand_as(j0)[0].nonzero()[:, 0].numpy(force=True), j0.shape[1]):
             yield int(j0[0, run[0]]), int(j1[0, run[-1]])
