@@ -1,9 +1,13 @@
-"""Shared settings: two threads, a fixed seed per test; and fixtures that cut problems into small blocks."""
+"""Shared settings: two threads, a fixed seed per test; fixtures that cut problems into small blocks; and the command line."""
+
+import io
+import sys
 
 import pytest
 import torch
 
 import softlookup as sl
+from softlookup import cli
 from softlookup.engines import tiling
 
 
@@ -54,3 +58,20 @@ def any_engine(request, monkeypatch):
         return
     with sl.engine(request.param.split()[0]):
         yield request.param
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """The command line in this process, in a folder of its own: (exit code, standard output, lines of standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments, stdin=""):
+        monkeypatch.setattr(sys, "argv", ["softlookup", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code or 0, said.out, said.err.splitlines()
+
+    return run

@@ -27,20 +27,10 @@ TEXT = "the assert statement of a , b and c . " * 60
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in an empty folder: (exit code, standard output, lines of standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
+def run(command: Run, tmp_path: Path) -> Run:
+    """Run the command in a folder with a text: (exit code, standard output, lines of standard error)."""
     (tmp_path / "text.txt").write_text(TEXT)
-
-    def go(*arguments: object) -> tuple[int, str, list[str]]:
-        monkeypatch.setattr(sys, "argv", ["softlookup", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        captured = capsys.readouterr()
-        return end.value.code or 0, captured.out, captured.err.splitlines()
-
-    return go
+    return command
 
 
 def test_inspect_writes_a_report_and_prints_a_summary(run: Run, tiny: Path, tmp_path: Path) -> None:  # noqa: F811
