@@ -23,7 +23,7 @@ def cut_blocks(monkeypatch, scores: int) -> None:
     monkeypatch.setattr(tiling, "PAIRWISE_FLOATS", scores * 5)
     if scores < 1000:
         original = tiling.Tiling._sizes
-        monkeypatch.setattr(tiling.Tiling, "_rows", lambda self: 2)
+        monkeypatch.setattr(tiling.Tiling, "_rows", lambda self: min(4, -(-self.length // 2)))  # 4, 4 and 1 of 9
         columns = {False: 5, True: 10**9}  # rows that must be whole are
         monkeypatch.setattr(
             tiling.Tiling,
