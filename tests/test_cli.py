@@ -234,12 +234,9 @@ def test_ctrl_c_from_outside(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["pipe"]
 
 
-def test_text_from_a_pipe(tiny: Path, tmp_path: Path) -> None:  # noqa: F811
-    command = [*COMMAND, "inspect", str(tiny), "--text", "-"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=ENVIRONMENT, input=TEXT[:200], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0 and done.stderr == "" and "standard input" in done.stdout and "\x1b" not in done.stdout
+def test_text_from_a_pipe(run: Run, tiny: Path) -> None:  # noqa: F811
+    code, out, errors = run("inspect", tiny, "--text", "-", stdin=TEXT[:200])
+    assert code == 0 and errors == [] and "standard input" in out and "\x1b" not in out
 
 
 def test_info(run: Run) -> None:
