@@ -35,8 +35,8 @@ demo: $(READY)  ## inspect SmolLM2 on a chapter of Python's own documentation; w
 	$(PASSIVE) $(BIN)/softlookup inspect smollm2 --html smollm2-report.html
 	@echo "open smollm2-report.html in a browser (it works offline)"
 
-test: $(READY)  ## all tests, file by file on as many processes as there are cores (at most 4)
-	$(PASSIVE) $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
+test: $(READY)  ## all tests, on as many processes as there are cores (at most 4)
+	$(PASSIVE) $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(READY)  ## ruff, mypy, and the contract that a module imports only from floors below its own
 	$(BIN)/ruff check src tests benchmarks

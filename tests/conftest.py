@@ -1,9 +1,13 @@
-"""Shared settings: two threads, a fixed seed per test; and fixtures that cut problems into small blocks."""
+"""Shared settings: two threads, a fixed seed per test; fixtures that cut problems into small blocks; and the command line."""
+
+import io
+import sys
 
 import pytest
 import torch
 
 import softlookup as sl
+from softlookup import cli
 from softlookup.engines import tiling
 
 
@@ -20,7 +24,7 @@ def cut_blocks(monkeypatch, scores: int) -> None:
     if scores < 1000:
         monkeypatch.setattr(tiling, "RUN", 4)
         original = tiling.Tiling._sizes
-        monkeypatch.setattr(tiling.Tiling, "_rows", lambda self: 2)
+        monkeypatch.setattr(tiling.Tiling, "_rows", lambda self: min(4, -(-self.length // 2)))  # 4, 4 and 1 of 9
         columns = {False: 5, True: 10**9}  # rows that must be whole are
         monkeypatch.setattr(
             tiling.Tiling,
@@ -55,3 +59,20 @@ def any_engine(request, monkeypatch):
         return
     with sl.engine(request.param.split()[0]):
         yield request.param
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """The command line in this process, in a folder of its own: (exit code, standard output, lines of standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments, stdin=""):
+        monkeypatch.setattr(sys, "argv", ["softlookup", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code or 0, said.out, said.err.splitlines()
+
+    return run

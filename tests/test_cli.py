@@ -27,20 +27,10 @@ TEXT = "the assert statement of a , b and c . " * 60
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in an empty folder: (exit code, standard output, lines of standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
+def run(command: Run, tmp_path: Path) -> Run:
+    """Run the command in a folder with a text: (exit code, standard output, lines of standard error)."""
     (tmp_path / "text.txt").write_text(TEXT)
-
-    def go(*arguments: object) -> tuple[int, str, list[str]]:
-        monkeypatch.setattr(sys, "argv", ["softlookup", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        captured = capsys.readouterr()
-        return end.value.code or 0, captured.out, captured.err.splitlines()
-
-    return go
+    return command
 
 
 def test_inspect_writes_a_report_and_prints_a_summary(run: Run, tiny: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -244,12 +234,9 @@ def test_ctrl_c_from_outside(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["pipe"]
 
 
-def test_text_from_a_pipe(tiny: Path, tmp_path: Path) -> None:  # noqa: F811
-    command = [*COMMAND, "inspect", str(tiny), "--text", "-"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=ENVIRONMENT, input=TEXT[:200], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0 and done.stderr == "" and "standard input" in done.stdout and "\x1b" not in done.stdout
+def test_text_from_a_pipe(run: Run, tiny: Path) -> None:  # noqa: F811
+    code, out, errors = run("inspect", tiny, "--text", "-", stdin=TEXT[:200])
+    assert code == 0 and errors == [] and "standard input" in out and "\x1b" not in out
 
 
 def test_info(run: Run) -> None:

@@ -25,24 +25,22 @@ def oracle(q, k, v, **arguments):
         return sl.attend(q.double(), k.double(), v.double(), stats=REAL, **arguments)
 
 
-@pytest.mark.parametrize("engine", ["native", "streaming"])
-@pytest.mark.parametrize("n", [512, 2048])
+@pytest.mark.parametrize(("heads", "n"), [(2, 512), (1, 2048)])
 @pytest.mark.parametrize("score", [sl.ScaledDot(), sl.Cosine(), sl.ScaledDot(softcap=5.0)], ids=["scaled", "cosine", "softcap"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_dot_family(n, score, causal, engine):
-    q, k, v = (torch.randn(1, 2, n, 64) for _ in range(3))
+def test_dot_family(heads, n, score, causal):
+    q, k, v = (torch.randn(1, heads, n, 64) for _ in range(3))
     arguments = {"score": score, "mask": sl.Causal() if causal else None}
-    if engine == "native" and library.load()[0] is None:
-        pytest.skip(library.load()[1])
-    with sl.engine(engine):
-        value, stats = sl.attend(q, k, v, stats=REAL, **arguments)
     want, want_stats = oracle(q, k, v, **arguments)
     assert want_stats.max_logit.max() <= 10
     # torch's own fused kernel is beyond the aim of 2e-6 on one of these inputs; we must not be worse than it there
     torch_error = error(F.scaled_dot_product_attention(q, k, v, is_causal=causal), want) if type(score) is sl.ScaledDot else 0
-    assert error(value, want) <= max(2e-6, torch_error)
-    for each in REAL:
-        assert error(stats[each], want_stats[each]) <= 5e-6, each
+    for engine in ("native", "streaming") if library.load()[0] else ("streaming",):
+        with sl.engine(engine):
+            value, stats = sl.attend(q, k, v, stats=REAL, **arguments)
+        assert error(value, want) <= max(2e-6, torch_error), engine
+        for each in REAL:
+            assert error(stats[each], want_stats[each]) <= 5e-6, f"{engine}: {each}"
 
 
 def hard_case(kind: str) -> tuple[list[torch.Tensor], dict]:

@@ -1,12 +1,9 @@
 """`softlookup table`, as a user meets it."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
-
-from softlookup import cli
 
 ROWS = [
     {"key": [1, 0, 0], "value": [1, 2], "payload": "red"},
@@ -16,18 +13,14 @@ ROWS = [
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Runs a command in a folder of its own: its exit code, lines and complaints."""
-    monkeypatch.chdir(tmp_path)
+def run(command):
+    """Runs a command on tables: its exit code, lines and complaints."""
 
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["softlookup", "table", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out.splitlines(), said.err.splitlines()
+    def go(*words):
+        code, out, errors = command("table", *words)
+        return code, out.splitlines(), errors
 
-    return command
+    return go
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""train, evaluate and predict as a user runs them."""
+"""train, evaluate and predict: in a process of their own, as a user runs them, and in this one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from rich.cells import cell_len
 from softlookup.training.picture import Picture, in_terminal
 
 TRAIN = "train pairs --target words --epochs 4 --option width=24 --option embedding=12 --rate 0.01".split()
+COMMAND = [sys.executable, "-m", "softlookup.cli"]
 HERE = [*TRAIN, "--pairs", "pairs.tsv", "--out", "run"]
+PAIRS = "train pairs --pairs pairs.tsv --out new".split()
 
 
-def softlookup(*said, stdin=None, folder=None):
-    command = [sys.executable, "-m", "softlookup.cli", *map(str, said)]
+def softlookup(*said, stdin=None):
     env = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "80"}
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=env, cwd=folder)
+    return subprocess.run([*COMMAND, *map(str, said)], input=stdin, capture_output=True, text=True, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -36,41 +37,37 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_predictions_are_a_line_each(run):
-    done = softlookup("predict", run / "run", "abc", "dd", "--beam", "3")
+def test_predictions_are_a_line_each(run, command):
+    done = softlookup("predict", run / "run", "-", "--beam", "3", stdin="abc\n\ndd\n")
     assert done.returncode == 0 and done.stderr == ""
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert [word for word, _ in lines] == ["abc", "dd"] and all(set(out.split()) <= set("abcd") for _, out in lines)
-    again = softlookup("predict", run / "run", "-", "--beam", "3", stdin="abc\n\ndd\n")
-    assert again.stdout == done.stdout
-    best = softlookup("predict", run / "run", "abc", "--best", "3", "--beam", "3")
-    assert len(best.stdout.splitlines()) == 3 and best.stdout.splitlines()[0] == done.stdout.splitlines()[0]
-    both = softlookup("predict", f"{run / 'run'},{run / 'run'}", "abc", "dd", "--beam", "3")
-    assert both.stdout == done.stdout
+    assert command("predict", run / "run", "abc", "dd", "--beam", "3") == (0, done.stdout, [])
+    _, best, _ = command("predict", run / "run", "abc", "--best", "3", "--beam", "3")
+    assert len(best.splitlines()) == 3 and best.splitlines()[0] == done.stdout.splitlines()[0]
+    assert command("predict", f"{run / 'run'},{run / 'run'}", "abc", "dd", "--beam", "3")[1] == done.stdout
 
 
-def test_pictures(run):
-    done = softlookup("predict", run / "run", "abcd", "--align", "--html", run / "page.html")
-    head, *picture, _ = done.stdout.splitlines()
+def test_pictures(run, command, tmp_path):
+    _, out, errors = command("predict", run / "run", "abcd", "--align", "--html", tmp_path / "page.html")
+    head, *picture, _ = out.splitlines()
     assert head.startswith("abcd\t") and picture[0].split() == list("abcd") and picture[-1].startswith("end")
-    assert done.stderr == f"Picture: {run / 'page.html'}\n" and "<table>" in (run / "page.html").read_text()
+    assert errors == [f"Picture: {tmp_path / 'page.html'}"] and "<table>" in (tmp_path / "page.html").read_text()
 
 
-def test_long_words_are_drawn_in_bands(run):
-    done = softlookup("predict", run / "run", "abcdabcdabcdabcd", "--align")
+def test_long_words_are_drawn_in_bands(run, command):
+    _, out, _ = command("predict", run / "run", "abcdabcdabcdabcd", "--align")
     narrow = Picture("", tuple("日bcdé") * 10, ("x", "yy"), torch.rand(3, 50))
-    for text in (done.stdout, in_terminal(narrow, 40)):
+    for text in (out, in_terminal(narrow, 40)):
         assert max(map(cell_len, text.splitlines())) <= 80
     assert in_terminal(narrow, 40).count("end") == 5 and max(map(cell_len, in_terminal(narrow, 40).splitlines())) <= 40
 
 
-def test_interrupted_training_says_how_to_go_on(tmp_path):
-    words = ["".join(x) for n in (2, 3, 4) for x in itertools.product("abcd", repeat=n)]
-    (tmp_path / "pairs.tsv").write_text("".join(f"{w}\t{' '.join(reversed(w))}\n" for w in words))
-    command = [sys.executable, "-m", "softlookup.cli", *TRAIN, "--pairs", "pairs.tsv", "--out", "run", "--epochs", "500"]
+def test_interrupted_training_says_how_to_go_on(run):
+    again = [*TRAIN, "--pairs", "pairs.tsv", "--out", "interrupted", "--epochs", "500"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background inherits deafness to it
-    child = subprocess.Popen(command, cwd=tmp_path, preexec_fn=heard, **pipes)
+    child = subprocess.Popen([*COMMAND, *again], cwd=run, preexec_fn=heard, **pipes)
     assert child.stdout is not None and child.stdout.readline().startswith("epoch")
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=60)
@@ -78,35 +75,36 @@ def test_interrupted_training_says_how_to_go_on(tmp_path):
     assert errors == "softlookup: interrupted; the same command with --resume goes on from the last checkpoint\n"
 
 
-def test_options_of_a_run_need_not_be_repeated(run):
+def test_options_of_a_run_need_not_be_repeated(run, command, monkeypatch):
     """A run that is done goes on to its end at once, whatever it was made with; what is said must still be its own."""
-    done = softlookup("train", "pairs", "--out", "run", "--resume", folder=run)
-    assert done.returncode == 0 and "Model: run/model.safetensors" in done.stdout, done.stderr
-    done = softlookup("train", "pairs", "--out", "run", "--resume", "--batch", "7", folder=run)
-    assert done.returncode == 2 and "expected the run's own config, batch=" in done.stderr and "got batch=7" in done.stderr
+    monkeypatch.chdir(run)
+    code, out, errors = command("train", "pairs", "--out", "run", "--resume")
+    assert code == 0 and "Model: run/model.safetensors" in out, errors
+    code, _, errors = command("train", "pairs", "--out", "run", "--resume", "--batch", "7")
+    assert code == 2 and "expected the run's own config, batch=" in errors[0] and "got batch=7" in errors[0]
 
 
-def test_words_that_cannot_be_read_do_not_lose_the_others(run):
-    done = softlookup("predict", run / "run", "ab", "axyb", "", "a" * 10_000, "cd")
-    assert done.returncode == 2 and [line.split("\t")[0] for line in done.stdout.splitlines()] == ["ab", "cd"]
-    assert done.stderr.splitlines() == [
+def test_words_that_cannot_be_read_do_not_lose_the_others(run, command):
+    code, out, errors = command("predict", run / "run", "ab", "axyb", "", "a" * 10_000, "cd")
+    assert code == 2 and [line.split("\t")[0] for line in out.splitlines()] == ["ab", "cd"]
+    assert errors == [
         "softlookup: 'axyb': expected symbols of the training data, got 'x', 'y'",
         "softlookup: '': expected a word, got an empty one",
         f"softlookup: '{'a' * 40}…': expected at most 16 symbols, got 10000",
     ]
 
 
-def test_a_line_ends_at_a_newline_only(run):
-    done = softlookup("predict", run / "run", "-", stdin="ab\x0c\r\ncd\n")
-    assert done.stdout.startswith("cd\t") and done.stderr.count("\n") == 1 and "'\\x0c'" in done.stderr
+def test_a_line_ends_at_a_newline_only(run, command):
+    _, out, errors = command("predict", run / "run", "-", stdin="ab\x0c\r\ncd\n")
+    assert out.startswith("cd\t") and len(errors) == 1 and "'\\x0c'" in errors[0]
 
 
-def test_errors_of_a_model(run):
-    done = softlookup("evaluate", run / "run", "--beam", "2")
-    assert done.returncode == 0 and done.stdout.count("%") == 8 and " of test, beam 2" in done.stdout
-    assert "outputs wrong " in done.stdout and "symbols wrong " in done.stdout
-    done = softlookup("evaluate", f"{run / 'run'},{run / 'run'}", "--part", "dev")
-    assert done.returncode == 0 and " of dev, beam 5" in done.stdout
+def test_errors_of_a_model(run, command):
+    code, out, _ = command("evaluate", run / "run", "--beam", "2")
+    assert code == 0 and out.count("%") == 8 and " of test, beam 2" in out
+    assert "outputs wrong " in out and "symbols wrong " in out
+    code, out, _ = command("evaluate", f"{run / 'run'},{run / 'run'}", "--part", "dev")
+    assert code == 0 and " of dev, beam 5" in out
 
 
 @pytest.mark.parametrize(
@@ -128,14 +126,14 @@ def test_errors_of_a_model(run):
         (["train", "g2p", "--resume", "--out", "run"], "run: expected task pairs, which the run there has, got g2p"),
         (["train", "g2p", "--option", "width=8", "--option", "width=9"], "--option: expected each name once, got width again"),
         (["train", "g2p", "--option", "width=abc"], "--option width: expected a whole number, got 'abc'"),
-        (["train", "g2p", "--option", "width=1.5"], "--option width: expected a whole number, got 1.5"),
-        (["train", "g2p", "--option", "dropout=abc"], "--option dropout: expected a number, got 'abc'"),
+        ([*PAIRS, "--option", "width=1.5"], "--option width: expected a whole number, got 1.5"),
+        ([*PAIRS, "--option", "dropout=abc"], "--option dropout: expected a number, got 'abc'"),
         (["predict", "~nosuchuser/x", "a"], "~nosuchuser/x: expected the home of a user, found none of that name"),
         (["predict", "x" * 300, "a"], "x"),
         ([*HERE, "--seed", "1", "--resume"], "run: expected the run's own config, seed=0, got seed=1"),
     ],
 )
-def test_mistakes_are_one_line(run, said, message):
-    done = softlookup(*said, folder=run)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith(f"softlookup: {message}") and done.stderr.count("\n") == 1
+def test_mistakes_are_one_line(run, command, monkeypatch, said, message):
+    monkeypatch.chdir(run)
+    code, out, errors = command(*said)
+    assert code == 2 and out == "" and len(errors) == 1 and errors[0].startswith(f"softlookup: {message}")
