@@ -60,5 +60,5 @@ def draw(axes: Any, found: list[dict[str, Any]], control: list[dict[str, Any]]) 
     for results, colour, label in ((found, WITH, "four lookups"), (control, WITHOUT, "the same lookup four times")):
         for n, each in enumerate(results):
             axes.plot(counts, each["errors"], "o", color=colour, alpha=0.6, ms=5, label=None if n else label)
-    axes.set(xlabel="heads, of the same width in all", ylabel="squared error / variance", xticks=counts, ylim=(0, 1))
+    axes.set(xlabel="heads, of the same width in all", ylabel="squared error / variance", xticks=counts, ylim=(-0.03, 1))
     axes.legend(frameon=False)
