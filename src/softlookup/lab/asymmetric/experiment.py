@@ -31,7 +31,7 @@ def trained(tokens: Tensor, tied: bool, quick: bool) -> tuple[MultiHeadAttention
     def loss() -> Tensor:
         return -head.weights(tokens, mask=OTHERS)[0, 0, TOKENS, SUCCESSOR].log().mean()
 
-    return head, descend(head.parameters(), loss, STEPS // 3 if quick else STEPS, 0.03)
+    return head, descend(head.parameters(), loss, STEPS // 2 if quick else STEPS, 0.03)
 
 
 def measure(given: Given) -> dict[str, Any]:

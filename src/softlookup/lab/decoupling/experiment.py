@@ -16,7 +16,7 @@ from ..descend import descend
 from ..figure import THEORY, WITH, WITHOUT
 from ..run import Given
 
-PART, TOKENS, BATCH, STEPS = 16, 12, 64, 1200
+PART, TOKENS, BATCH, STEPS, QUICK_STEPS = 16, 12, 64, 1200, 500
 OVERLAPS = {"query_form": "W_Q, form", "key_form": "W_K, form", "value_content": "W_V, content", "key_value": "W_K, W_V"}
 
 
@@ -38,7 +38,7 @@ def measure(given: Given) -> dict[str, Any]:
         query, tokens, wanted = batch(form, content, form if given.control else content)
         return (head(query, tokens) - wanted).square().sum(-1).mean() / PART
 
-    losses = descend(head.parameters(), loss, STEPS // 3 if given.quick else STEPS, 0.03)
+    losses = descend(head.parameters(), loss, QUICK_STEPS if given.quick else STEPS, 0.03)
     projections = head.of_query.weight, head.of_key.weight, head.of_value.weight, head.out.weight
     layer = LayerWeights.of_linear(*projections, PART)
 
@@ -60,7 +60,8 @@ def draw(axes: Any, found: list[dict[str, Any]], control: list[dict[str, Any]]) 
             values = [each[name] for each in results]
             axes.plot([n + shift] * len(values), values, "o", color=colour, alpha=0.6, ms=5, label=None if n else label)
     axes.axhline(0.5, color=THEORY, lw=0.8, ls=":", label="chance")
-    axes.plot(range(4), [1, 1, 1, 0], "_", color=THEORY, ms=40, label="least loss")
+    for n, least in enumerate((1, 1, 1, 0)):
+        axes.plot([n - 0.25, n + 0.25], [least, least], color=THEORY, lw=1, label=None if n else "least loss")
     axes.set(ylabel="mean squared cosine", ylim=(-0.03, 1.03), xlim=(-0.5, 3.5))
     axes.set_xticks(range(4), OVERLAPS.values())
     axes.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.62))

@@ -13,8 +13,8 @@ from ..descend import descend
 from ..figure import THEORY, WITH, WITHOUT
 from ..run import Given
 
-POSITIONS, LOOKUPS, PART, BATCH, STEPS = 16, 4, 4, 32, 400
-NOISE = 0.01
+POSITIONS, LOOKUPS, PART, BATCH = 16, 4, 4, 32
+STEPS, QUICK_STEPS, NOISE = 400, 200, 0.01
 
 
 class Heads(torch.nn.Module):
@@ -45,7 +45,7 @@ def measure(given: Given) -> dict[str, Any]:
     offsets = torch.randperm(POSITIONS)[:LOOKUPS].tolist()
     if given.control:
         offsets = offsets[:1] * LOOKUPS
-    steps, errors = STEPS // 2 if given.quick else STEPS, []
+    steps, errors = QUICK_STEPS if given.quick else STEPS, []
     for count in range(1, LOOKUPS + 1):
         heads = Heads(count)
         descend(heads.parameters(), lambda: error(heads, offsets, BATCH), steps, 0.1)  # noqa: B023

@@ -54,7 +54,7 @@ def measure(given: Given) -> dict[str, Any]:
     logits = target(KEYS // 4 if given.control else KEYS - 1)
     nothing = torch.zeros(KEYS, 1, dtype=torch.float64)
     uniform = float(loss(logits, nothing, nothing))
-    widths, steps = (QUICK_WIDTHS, STEPS // 4) if given.quick else (WIDTHS, STEPS)
+    widths, steps = (QUICK_WIDTHS, STEPS // 5) if given.quick else (WIDTHS, STEPS)
     fits = {width: fitted(logits, width, steps) for width in widths}
     left = {width: fit[2] / uniform for width, fit in fits.items()}
     query, key, _ = fits[KEYS // 2]
