@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rdkit import Chem
-from rdkit.Chem import AllChem
+from rdkit.Chem import rdChemReactions
 
 RULES = {
     "amide": "[C:1](=[O:2])[OX2H].[NX3;H2,H1;!$(NC=O):3]>>[C:1](=[O:2])[N:3]",
@@ -60,7 +60,7 @@ def written(molecules: list[Any]) -> tuple[str, list[tuple[int, int]]]:
 def made(kind: str, *smiles: str) -> dict[str, Any]:
     """origin: for each atom of the product, the numbers of the reactants' atoms that it may come from."""
     reactants = [Chem.MolFromSmiles(each) for each in smiles]
-    products = AllChem.ReactionFromSmarts(RULES[kind]).RunReactants(reactants)
+    products = rdChemReactions.ReactionFromSmarts(RULES[kind]).RunReactants(reactants)
     if len({Chem.MolToSmiles(product) for (product,) in products}) != 1:
         raise SystemExit(f"{kind} of {smiles}: expected one product, got {len(products)}")
     product = products[0][0]
