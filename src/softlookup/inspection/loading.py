@@ -1,7 +1,7 @@
 """A model's name on the command line -> the model and its tokenizer.
 
 MODEL is a local folder (safetensors or GGUF), a GGUF file, a bundled name, or a hub id. The network is used only
-when asked for; code from a checkpoint is never run, and nothing is unpickled.
+when asked for; code from a checkpoint is never run, and nothing is unpickled (but see `conversions.reactions`).
 """
 
 from __future__ import annotations
@@ -46,10 +46,15 @@ class Loaded:
 
 
 def load(
-    model: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", download: bool = False
+    model: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    download: bool = False,
+    text: bool = True,
 ) -> Loaded:
-    """Load what ``model`` names, in evaluation mode. Raises ``SoftlookupError`` with one line for everything that
-    can be wrong."""
+    """Load what ``model`` names, in evaluation mode. ``text``: only if it reads text. Raises ``SoftlookupError`` with one
+    line for everything that can be wrong."""
     target = _device(device)
     with _quiet_transformers():
         if model in bundled.BUNDLED and not _is_model_folder(Path(model)):
@@ -58,7 +63,7 @@ def load(
             source = replace(locate(model), download=download)
         _config(source)  # alone first: what is wrong with it would be told as a fault of the weights
         network, notes = _weights(source, dtype)
-        if network.main_input_name != "input_ids":
+        if text and network.main_input_name != "input_ids":
             raise SoftlookupError(
                 f"{model}: expected a model that reads text (input_ids), got one that reads {network.main_input_name}; "
                 "use softlookup.look(model, inputs) from Python with a batch of your own"

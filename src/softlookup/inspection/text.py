@@ -26,9 +26,12 @@ class Reading:
     cut: bool
 
 
-def read_text(path: str | None) -> tuple[str, Text]:
-    """The text of a file, of standard input ("-"), or the default; with where it came from and its hash."""
-    if path is None:
+def read_text(path: str | None, sample: str | None = None) -> tuple[str, Text]:
+    """The text of a file, of standard input ("-"), or by default the model's ``sample`` or else a chapter; with where it
+    came from and its hash."""
+    if path is None and sample is not None:
+        content, title = sample, "the model's sample"
+    elif path is None:
         content, title = (
             _default(),
             f"CPython {sys.version_info.major}.{sys.version_info.minor}'s language reference (pydoc_data.topics)",

@@ -31,15 +31,26 @@ def listed() -> Table:
     return table
 
 
-def run_all(names: Sequence[str], quick: bool, retrain: bool, folder: Path, say: Any) -> list[Result]:
-    """Results of claims, each written to FOLDER/NAME.json as soon as it is there."""
-    results = []
+def run_all(
+    names: Sequence[str], quick: bool, retrain: bool, folder: Path, say: Any
+) -> tuple[list[Result], list[str]]:
+    """Results of claims, each written to FOLDER/NAME.json as soon as it is there, and a line for each of several that could
+    not be run, as where a model is not installed."""
+    results, missing = [], []
     wanted = chosen(names)
     folder.mkdir(parents=True, exist_ok=True)
     for claim in wanted:
-        results.append(run(claim, quick, folder if retrain else None, say))
+        try:
+            results.append(run(claim, quick, folder if retrain else None, say))
+        except SoftlookupError as error:
+            if len(wanted) == 1:
+                raise
+            missing.append(f"{claim.name} was not run: {error}")
+            continue
         write_text(folder / f"{claim.name}.json", results[-1].to_json())
-    return results
+    if not results:
+        raise SoftlookupError("; ".join(missing))
+    return results, missing
 
 
 def gathered(folder: Path | None) -> list[Result]:
