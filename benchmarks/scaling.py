@@ -21,69 +21,32 @@ import numpy as np
 import torch
 from runaway import batches
 from scipy.stats import t as student
-from torch import Tensor, nn
 from torch.nn import functional as F
 
-import softlookup as sl
+from softlookup.lab.scaling.experiment import HEADS, LENGTH, SCALES, Decoder
 
-WIDTH, HEADS, LAYERS, LENGTH, STEPS = 64, 2, 2, 64, 200
+STEPS = 200
 WIDTHS = (8, 16, 32, 64, 128, 256)
-SCALES = {"1": lambda d: 1.0, "1/sqrt(d_k)": lambda d: d**-0.5, "1/d_k": lambda d: 1 / d}
 RATES = [2.0 ** (-x / 2) for x in range(8, 25)]  # 1/16 to 1/4096 in half octaves
 GRADIENT_RATE = 2.0**-9
-
-
-class Attention(nn.Module):
-    """Causal, queries and keys d_k wide and values as wide as ever; the scores get a bias of zeros to read a gradient from."""
-
-    def __init__(self, d_k: int, scale: float):
-        super().__init__()
-        self.query, self.key = (nn.Linear(WIDTH, HEADS * d_k, bias=False) for _ in range(2))
-        self.value, self.out = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(2))
-        for each in (self.query, self.key, self.value, self.out):
-            nn.init.normal_(each.weight, std=WIDTH**-0.5)
-        self.scale, self.probe = scale, None
-
-    def forward(self, x: Tensor, probing: bool) -> Tensor:
-        q, k, v = (f(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
-        self.probe = x.new_zeros(len(x), HEADS, x.shape[1], x.shape[1]).requires_grad_() if probing else None
-        y = sl.attend(q, k, v, score=sl.Dot(), scale=self.scale, mask=sl.Causal(), bias=self.probe)
-        return self.out(y.transpose(1, 2).flatten(2))
-
-
-class GPT(nn.Module):
-    def __init__(self, d_k: int, scale: float):
-        super().__init__()
-        self.embedding, self.places = nn.Embedding(256, WIDTH), nn.Embedding(LENGTH, WIDTH)
-        self.attention = nn.ModuleList(Attention(d_k, scale) for _ in range(LAYERS))
-        self.feed = nn.ModuleList(
-            nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.ReLU(), nn.Linear(4 * WIDTH, WIDTH)) for _ in range(LAYERS)
-        )
-        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2 * LAYERS + 1))
-        self.last = nn.Linear(WIDTH, 256, bias=False)
-
-    def forward(self, tokens: Tensor, probing: bool = False) -> Tensor:
-        x = self.embedding(tokens) + self.places.weight
-        for n, (attention, feed) in enumerate(zip(self.attention, self.feed, strict=True)):
-            x = x + attention(self.norms[2 * n](x), probing)
-            x = x + feed(self.norms[2 * n + 1](x))
-        return self.last(self.norms[-1](x))
 
 
 def train(d_k: int, scale: str, rate: float, seed: int, probing: bool) -> dict[str, Any]:
     """The loss of the last 20 steps; with probing, also the norm of the loss's gradient with respect to the scores."""
     torch.manual_seed(seed)
-    model = GPT(d_k, SCALES[scale](d_k))
+    model = Decoder(d_k, SCALES[scale](d_k))
     optimizer = torch.optim.Adam(model.parameters(), rate, betas=(0.9, 0.95), fused=True)
     losses, norms = [], []
     for step, batch in enumerate(batches(seed, STEPS, LENGTH)):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 10)
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(batch[:, :-1], probing).flatten(0, 1), batch[:, 1:].flatten())
+        for each in model.attention if probing else ():
+            each.bias = torch.zeros(len(batch), HEADS, LENGTH, LENGTH, requires_grad=True)
+        loss = F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
         loss.backward()
         if probing:
-            norms.append(math.sqrt(sum(float(x.probe.grad.square().sum()) for x in model.attention)))
+            norms.append(math.sqrt(sum(float(x.bias.grad.square().sum()) for x in model.attention)))
         optimizer.step()
         losses.append(loss.item())
     norm = float(np.exp(np.mean(np.log(norms)))) if norms else None

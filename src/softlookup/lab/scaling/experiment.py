@@ -38,7 +38,8 @@ def gradient(d: int, scale: float) -> float:
 
 
 class Attention(nn.Module):
-    """Causal; queries and keys are d_k wide and begin with components of variance 1, values as wide as ever."""
+    """Causal; queries and keys are d_k wide and begin with components of variance 1, values as wide as ever. bias: of the
+    scores, (B, HEADS, LENGTH, LENGTH), from which a gradient there can be read."""
 
     def __init__(self, d_k: int, scale: float):
         super().__init__()
@@ -46,11 +47,11 @@ class Attention(nn.Module):
         self.value, self.out = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(2))
         for each in (self.query, self.key, self.value, self.out):
             nn.init.normal_(each.weight, std=WIDTH**-0.5)
-        self.scale = scale
+        self.scale, self.bias = scale, None
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (f(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
-        y = sl.attend(q, k, v, score=sl.Dot(), scale=self.scale, mask=sl.Causal())
+        y = sl.attend(q, k, v, score=sl.Dot(), scale=self.scale, mask=sl.Causal(), bias=self.bias)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -96,7 +97,7 @@ def loss(d_k: int, scale: str, rate: float, seed: int, steps: int) -> float:
 
 def best_rate(given: Given, d_k: int, scale: str) -> float:
     """log2 of it: the vertex of the parabola through the least loss and its neighbours."""
-    steps, rates = (20, RATES[1::2]) if given.quick else (STEPS, RATES)
+    steps, rates = (12, RATES[1::2]) if given.quick else (STEPS, RATES)
     losses = []
     for rate in rates:
         key = f"d_k {d_k}, scale {scale}, rate {rate}, seed {given.seed}"
@@ -108,7 +109,7 @@ def best_rate(given: Given, d_k: int, scale: str) -> float:
 
 def measure(given: Given) -> dict[str, Any]:
     torch.manual_seed(given.seed)
-    repeated = range(2 if given.quick else 8)
+    repeated = range(4 if given.quick else 8)
     products = [(q @ k.mT).square().mean().item() / d for d in WIDTHS for q, k in (scores(d) for _ in repeated)]
     scale = "none" if given.control else "1/√d_k"
     norms = [np.mean([gradient(d, SCALES[scale](d)) for _ in repeated]) for d in WIDTHS]
