@@ -23,14 +23,13 @@ LAB_PAGE = Path(__file__).parents[2] / "docs" / "lab.md"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", claims())
+@pytest.mark.parametrize("name", [name for name, claim in claims().items() if committed(claim)])
 def test_a_quick_run_agrees_with_the_full_one_and_the_control_fails(name):
     claim, full = claims()[name], committed(claims()[name])
     result = run(claim, quick=True)
     assert result.flips, [row["control"] for row in result.rows()]
-    if full is not None:
-        for quick, whole in zip(result.rows(), full.rows(), strict=True):
-            assert {quick["verdict"], whole["verdict"]} != {Verdict.CONFIRMED, Verdict.REFUTED}, (quick, whole)
+    for quick, whole in zip(result.rows(), full.rows(), strict=True):
+        assert {quick["verdict"], whole["verdict"]} != {Verdict.CONFIRMED, Verdict.REFUTED}, (quick, whole)
     assert "<path" in svg(result) and result.seconds > 0
 
 
