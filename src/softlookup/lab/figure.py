@@ -27,3 +27,12 @@ def svg(result: Result) -> str:
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
     return "<svg" + file.getvalue().partition("<svg")[2]
+
+
+def halves(axes: Any) -> tuple[Any, Any]:
+    """Two axes side by side in the place of one."""
+    axes.axis("off")
+    both = axes.inset_axes((0, 0, 0.43, 1)), axes.inset_axes((0.57, 0, 0.43, 1))
+    for half in both:
+        half.spines[["top", "right"]].set_visible(False)
+    return both
