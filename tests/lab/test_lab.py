@@ -39,7 +39,7 @@ def test_a_claim_says_what_would_refute_it_and_its_full_result_fails_without_the
     assert all(word in claim.text for word in ("**Claim.**", "**Source.**", "**Control.**", "**What would refute it.**"))
     assert len(claim.title) <= 80 and claim.seeds >= claim.quick_seeds >= 1
     for q in claim.quantities:
-        assert q.low < q.high and math.isfinite(max(q.low, -q.high)) and q.source
+        assert q.low <= q.high and math.isfinite(max(q.low, -q.high)) and q.source
     if full is not None:
         assert not full.quick and len(full.found) == len(full.control) == claim.seeds and full.flips
 

@@ -42,7 +42,7 @@ class LinearAttention(nn.Module):
         at_least_one("LinearAttention", kv_heads=kv_heads)
         if heads % kv_heads:
             raise SoftlookupError(f"LinearAttention: expected kv_heads that divide the {heads} heads, got {kv_heads}")
-        self.heads, self.kv_heads, self.causal = heads, kv_heads, causal
+        self.width, self.heads, self.kv_heads, self.causal = width, heads, kv_heads, causal
         self.features = EluPlusOne() if features is None else features
         self.of_query = nn.Linear(width, width, bias)
         self.of_key = nn.Linear(width, kv_heads * head_width, bias)
@@ -62,7 +62,7 @@ class LinearAttention(nn.Module):
         return self.out(_join(y)), state
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        _check(x, self.of_query)
+        _check(x, self.width)
         return (
             _split(self.of_query(x), self.heads),
             _split(self.of_key(x), self.kv_heads),
@@ -87,7 +87,7 @@ class GatedDelta(nn.Module):
         head_width = _head_width("GatedDelta", width, heads)
         value_width = head_width if value_width is None else value_width
         at_least_one("GatedDelta", value_width=value_width)
-        self.heads = heads
+        self.width, self.heads = width, heads
         self.of_query, self.of_key = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
         self.of_value, self.of_out = (nn.Linear(width, heads * value_width, bias=False) for _ in range(2))
         self.of_rate, self.of_gate = nn.Linear(width, heads, bias=False), nn.Linear(width, heads)
@@ -106,7 +106,7 @@ class GatedDelta(nn.Module):
     def advance(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """The next tokens (B, L, E) after what `state` has read (None: nothing) -> (B, L, E) and the state after them,
         (B, H, E / H, Ev)."""
-        _check(x, self.of_query)
+        _check(x, self.width)
         value = _split(silu(self.of_value(x)), self.heads)
         # Under autocast norms are in float32.
         query, key = (normalize(_split(silu(of(x)), self.heads), dim=-1).to(value) for of in (self.of_query, self.of_key))
@@ -126,10 +126,10 @@ def _head_width(whose: str, width: int, heads: int) -> int:
     return width // heads
 
 
-def _check(x: Tensor, of: nn.Linear) -> None:
+def _check(x: Tensor, width: int) -> None:
     """Raise unless tokens can be projected."""
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 3 or x.shape[-1] != of.in_features:
-        raise SoftlookupError(f"x: expected tokens (B, L, {of.in_features}), got {describe(x)}")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 3 or x.shape[-1] != width:
+        raise SoftlookupError(f"x: expected tokens (B, L, {width}), got {describe(x)}")
 
 
 def _split(x: Tensor, heads: int) -> Tensor:

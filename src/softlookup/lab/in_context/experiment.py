@@ -1,0 +1,148 @@
+"""Linear functions, learned from the pairs of a context by a transformer, and by one head that averages their y."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import softlookup as sl
+from softlookup.nn import TransformerBlock
+
+from ..descend import descend
+from ..figure import THEORY, WITH, WITHOUT
+from ..run import Given
+
+NOISE, PLACES, TESTED = 0.5, 8, 4000
+BANDWIDTHS = np.geomspace(0.3, 3, 24).tolist()
+BINS = 40
+"""Of a training, in the figure."""
+
+Foretell = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of x (B, n, d), y (B, n, 1) and places (B, PLACES, d): what is said at these, (B, PLACES, 1)."""
+
+
+class Contexts(NamedTuple):
+    """y = w·x + noise, and w·x at the places, with another w for each of B."""
+
+    x: Tensor
+    y: Tensor
+    places: Tensor
+    target: Tensor
+
+    @classmethod
+    def sample(cls, count: int, width: int) -> Contexts:
+        """Twice as many pairs as dimensions; x on the sphere of radius √d."""
+        pairs = 2 * width
+        x = nn.functional.normalize(torch.randn(count, pairs + PLACES, width), dim=2) * width**0.5
+        values = x @ torch.randn(count, width, 1) / width**0.5
+        y = values[:, :pairs] + NOISE * torch.randn(count, pairs, 1)
+        return cls(x[:, :pairs], y, x[:, pairs:], values[:, pairs:])
+
+    def shuffled(self) -> Contexts:
+        order = torch.rand(self.y.shape).argsort(1)
+        return self._replace(y=self.y.gather(1, order))
+
+    def error(self, foretell: Foretell) -> Tensor:
+        return (foretell(self.x, self.y, self.places) - self.target).square().mean()
+
+
+class Transformer(nn.Module):
+    """Pairs and places are tokens of one sequence, and read the pairs."""
+
+    def __init__(self, width: int, inner: int = 48, layers: int = 3):
+        super().__init__()
+        self.pair, self.place = nn.Linear(width + 1, inner), nn.Linear(width, inner)
+        self.blocks = nn.ModuleList(TransformerBlock(inner, 2, inner=2 * inner) for _ in range(layers))
+        self.read = nn.Linear(inner, 1)
+
+    def forward(self, x: Tensor, y: Tensor, places: Tensor) -> Tensor:
+        pairs = x.shape[1]
+        tokens = torch.cat([self.pair(torch.cat([x, y], 2)), self.place(places)], 1)
+        for block in self.blocks:
+            tokens, _ = block(tokens, mask=sl.Prefix(pairs))
+        return self.read(tokens[:, pairs:])
+
+
+class Head(nn.Module):
+    """One head: keys are the x, values are the y."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.query, self.key = (nn.Linear(width, width, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor, y: Tensor, places: Tensor) -> Tensor:
+        return sl.attend(self.query(places), self.key(x), y)
+
+
+def ridge(penalty: float) -> Foretell:
+    def foretell(x: Tensor, y: Tensor, places: Tensor) -> Tensor:
+        return places @ torch.linalg.solve(x.mT @ x + penalty * torch.eye(x.shape[2]), x.mT @ y)
+
+    return foretell
+
+
+def smoother(bandwidth: float) -> Foretell:
+    return lambda x, y, places: sl.attend(places, x, y, score=sl.Gaussian(bandwidth))
+
+
+def fresh(model: Foretell, batch: int, width: int) -> Tensor:
+    """The error on contexts that were never seen."""
+    return Contexts.sample(batch, width).error(model)
+
+
+def trained(seed: int, width: int, batch: int, steps: int) -> dict[str, Any]:
+    """Errors on new contexts, of which some are shuffled, and on the way of the two trainings."""
+    torch.manual_seed(seed)
+    models, curves = {"transformer": Transformer(width), "head": Head(width)}, {}
+    for name, model in models.items():
+        losses = descend(model.parameters(), partial(fresh, model, batch, width), steps, 0.004)
+        curves[name] = [float(np.mean(some)) for some in np.array_split(losses, BINS)]
+    with torch.no_grad():
+        test = Contexts.sample(TESTED, width)
+        errors = {
+            "ridge": float(test.error(ridge(width * NOISE**2))),
+            "least squares": float(test.error(ridge(0.0))),
+            "smoother": min(float(test.error(smoother(h))) for h in BANDWIDTHS),
+        }
+        for which, some in (("", test), (", shuffled", test.shuffled())):
+            errors |= {name + which: float(some.error(model)) for name, model in models.items()}
+    return {"errors": errors, "curves": curves, "steps": steps}
+
+
+QUICKLY = cache(trained)
+"""The control of a quick run tests the same models."""
+
+
+def measure(given: Given) -> dict[str, Any]:
+    if given.quick:
+        found = QUICKLY(given.seed, 2, 32, 800)
+    else:
+        key = f"seed {given.seed}: 6 pairs in 3 dimensions, 2000 steps of 64"
+        found = given.record(key, lambda: trained(given.seed, 3, 64, 2000))
+    errors, which = found["errors"], ", shuffled" if given.control else ""
+    transformer, head = errors["transformer" + which], errors["head" + which]
+    return {
+        "ridge": transformer / errors["ridge"],
+        "smoother": transformer / errors["smoother"],
+        "head": head / errors["smoother"],
+        **found,
+    }
+
+
+def draw(axes: Any, found: list[dict[str, Any]], control: list[dict[str, Any]]) -> None:
+    steps = found[0]["steps"]
+    ways = (np.arange(BINS) + 0.5) * steps / BINS
+    for name, style, label in (("transformer", "-", "three layers"), ("head", "--", "one head over x and y")):
+        for n, each in enumerate(found):
+            axes.plot(ways, each["curves"][name], style, color=WITH, lw=1.2, alpha=0.6, label=None if n else label)
+    for name, style in (("smoother", "--"), ("least squares", ":"), ("ridge", "-")):
+        axes.axhline(np.mean([each["errors"][name] for each in found]), color=THEORY, lw=0.9, ls=style, label=name)
+    shuffled = [each["errors"]["transformer, shuffled"] for each in control]
+    axes.plot([steps] * len(shuffled), shuffled, "o", color=WITHOUT, ms=4, label="three layers, y shuffled")
+    axes.set(yscale="log", xlabel="step of training", ylabel="mean squared error (0 costs 1)")
+    axes.legend(frameon=False, fontsize=8, ncols=2)
