@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..descend import descend
 from ..figure import THEORY, WITH, WITHOUT
 from ..run import Given
 
-NOISE, PLACES, TESTED = 0.5, 8, 4000
+NOISE, PLACES, TESTED, INNER = 0.5, 8, 4000, 48
 BANDWIDTHS = np.geomspace(0.3, 3, 24).tolist()
 BINS = 40
 """Of a training, in the figure."""
@@ -54,11 +54,11 @@ class Contexts(NamedTuple):
 class Transformer(nn.Module):
     """Pairs and places are tokens of one sequence, and read the pairs."""
 
-    def __init__(self, width: int, inner: int = 48, layers: int = 3):
+    def __init__(self, width: int, layers: int, heads: int):
         super().__init__()
-        self.pair, self.place = nn.Linear(width + 1, inner), nn.Linear(width, inner)
-        self.blocks = nn.ModuleList(TransformerBlock(inner, 2, inner=2 * inner) for _ in range(layers))
-        self.read = nn.Linear(inner, 1)
+        self.pair, self.place = nn.Linear(width + 1, INNER), nn.Linear(width, INNER)
+        self.blocks = nn.ModuleList(TransformerBlock(INNER, heads, inner=2 * INNER) for _ in range(layers))
+        self.read = nn.Linear(INNER, 1)
 
     def forward(self, x: Tensor, y: Tensor, places: Tensor) -> Tensor:
         pairs = x.shape[1]
@@ -90,18 +90,31 @@ def smoother(bandwidth: float) -> Foretell:
     return lambda x, y, places: sl.attend(places, x, y, score=sl.Gaussian(bandwidth))
 
 
-def fresh(model: Foretell, batch: int, width: int) -> Tensor:
-    """The error on contexts that were never seen."""
-    return Contexts.sample(batch, width).error(model)
+class Sizes(NamedTuple):
+    """width: d. batch, steps: of training."""
+
+    width: int
+    layers: int
+    heads: int
+    batch: int
+    steps: int
 
 
-def trained(seed: int, width: int, batch: int, steps: int) -> dict[str, Any]:
+FULL, QUICK = Sizes(3, 3, 2, 64, 2000), Sizes(2, 2, 4, 32, 900)
+
+
+@cache
+def trained(seed: int, sizes: Sizes) -> dict[str, Any]:
     """Errors on new contexts, of which some are shuffled, and on the way of the two trainings."""
     torch.manual_seed(seed)
-    models, curves = {"transformer": Transformer(width), "head": Head(width)}, {}
+    width, layers, heads, batch, steps = sizes
+    models, curves = {"transformer": Transformer(width, layers, heads), "head": Head(width)}, {}
+
+    def train(model: nn.Module) -> list[float]:
+        return descend(model.parameters(), lambda: Contexts.sample(batch, width).error(model), steps, 0.004)
+
     for name, model in models.items():
-        losses = descend(model.parameters(), partial(fresh, model, batch, width), steps, 0.004)
-        curves[name] = [float(np.mean(some)) for some in np.array_split(losses, BINS)]
+        curves[name] = [float(np.mean(some)) for some in np.array_split(train(model), BINS)]
     with torch.no_grad():
         test = Contexts.sample(TESTED, width)
         errors = {
@@ -114,16 +127,9 @@ def trained(seed: int, width: int, batch: int, steps: int) -> dict[str, Any]:
     return {"errors": errors, "curves": curves, "steps": steps}
 
 
-QUICKLY = cache(trained)
-"""The control of a quick run tests the same models."""
-
-
 def measure(given: Given) -> dict[str, Any]:
-    if given.quick:
-        found = QUICKLY(given.seed, 2, 32, 800)
-    else:
-        key = f"seed {given.seed}: 6 pairs in 3 dimensions, 2000 steps of 64"
-        found = given.record(key, lambda: trained(given.seed, 3, 64, 2000))
+    key = f"seed {given.seed}: 6 pairs in 3 dimensions, 2000 steps of 64"
+    found = given.record(key, lambda: trained(given.seed, QUICK if given.quick else FULL))
     errors, which = found["errors"], ", shuffled" if given.control else ""
     transformer, head = errors["transformer" + which], errors["head" + which]
     return {
@@ -137,12 +143,14 @@ def measure(given: Given) -> dict[str, Any]:
 def draw(axes: Any, found: list[dict[str, Any]], control: list[dict[str, Any]]) -> None:
     steps = found[0]["steps"]
     ways = (np.arange(BINS) + 0.5) * steps / BINS
-    for name, style, label in (("transformer", "-", "three layers"), ("head", "--", "one head over x and y")):
+    for name, style, label in (("transformer", "-", "layers of attention"), ("head", "--", "one head over x and y")):
         for n, each in enumerate(found):
             axes.plot(ways, each["curves"][name], style, color=WITH, lw=1.2, alpha=0.6, label=None if n else label)
     for name, style in (("smoother", "--"), ("least squares", ":"), ("ridge", "-")):
         axes.axhline(np.mean([each["errors"][name] for each in found]), color=THEORY, lw=0.9, ls=style, label=name)
     shuffled = [each["errors"]["transformer, shuffled"] for each in control]
-    axes.plot([steps] * len(shuffled), shuffled, "o", color=WITHOUT, ms=4, label="three layers, y shuffled")
-    axes.set(yscale="log", xlabel="step of training", ylabel="mean squared error (0 costs 1)")
+    axes.plot([steps] * len(shuffled), shuffled, "o", color=WITHOUT, ms=4, label="the same, y shuffled")
+    axes.set(yscale="log", xlabel="step of training", ylabel="mean squared error (of the answer 0: 1)")
+    axes.set_yticks((0.2, 0.5, 1), ("0.2", "0.5", "1"))
+    axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8, ncols=2)
