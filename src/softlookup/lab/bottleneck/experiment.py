@@ -19,7 +19,7 @@ from ..figure import THEORY, WITH, WITHOUT
 from ..run import Given
 
 SYMBOLS, BATCH, BEGIN, FIRST = 16, 64, 1, 3
-WIDTH, NOISE, LENGTHS, STEPS = 4, 0.25, (16, 32), 4000
+WIDTH, NOISE, LENGTHS, STEPS = 8, 0.25, (16, 32), 4000
 
 
 def fresh(length: int, batch: int = BATCH) -> tuple[Tensor, Tensor, Tensor]:
