@@ -437,6 +437,7 @@ def lab_report(
     ] = None,
     html: Annotated[str, typer.Option(metavar="PATH", help="The page.")] = "lab-report.html",
     json: JSONOption = None,
+    figures: Annotated[str | None, typer.Option(metavar="FOLDER", help="Also each figure as a file, NAME.svg.")] = None,
 ) -> None:
     """One page of all results, with figures."""
     from rich.console import Console
@@ -451,6 +452,7 @@ def lab_report(
     files = {
         "Report": (report, lambda path: command.save_html(results, path)),
         "Numbers": (numbers, lambda path: command.save_json(results, path)),
+        "Figures": (None if figures is None else expanded(figures), lambda path: command.save_figures(results, path)),
     }
     _finish(files, command.shown(results), [], Console(file=sys.stderr, highlight=False))
 

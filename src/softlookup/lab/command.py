@@ -15,6 +15,7 @@ from ..errors import SoftlookupError
 from ..files import write_text
 from ..inspection.writing import finite
 from .claim import Claim, Quantity, chosen, claims
+from .figure import of_its_own
 from .report import counted, interval, page, spread
 from .run import Result, committed, run
 from .verdict import Measured, Verdict
@@ -71,6 +72,13 @@ def _of(claim: Claim, folder: Path | None) -> Result | None:
 
 def save_html(results: Sequence[Result], path: Path) -> None:
     write_text(path, page(results))
+
+
+def save_figures(results: Sequence[Result], folder: Path) -> None:
+    """FOLDER/NAME.svg for each claim."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for result in results:
+        write_text(folder / f"{result.claim.name}.svg", of_its_own(result))
 
 
 def save_json(results: Sequence[Result], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from typing import Any
 
@@ -12,7 +13,7 @@ WITH, WITHOUT, THEORY = "#1f7a8c", "#c8480a", "#59626b"
 """Colours of what is measured, of the control, and of what theory says."""
 
 
-def svg(result: Result) -> str:
+def svg(result: Result, transparent: bool = True) -> str:
     """The figure of a claim, 7.2 by 3.4 inches, the same bytes for the same result."""
     try:
         from matplotlib import rc_context
@@ -25,8 +26,18 @@ def svg(result: Result) -> str:
         axes.spines[["top", "right"]].set_visible(False)
         result.claim.experiment.draw(axes, result.found, result.control)
         file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
+        figure.savefig(file, format="svg", metadata={"Date": None}, transparent=transparent)
     return "<svg" + file.getvalue().partition("<svg")[2]
+
+
+def of_its_own(result: Result) -> str:
+    """The figure as a file on white, which begins with what it was drawn from."""
+    return f"<!-- {origin(result)} -->\n{svg(result, transparent=False)}"
+
+
+def origin(result: Result) -> str:
+    """The command that measures a claim, and the checksum of what it found."""
+    return f"softlookup lab run {result.claim.name}, sha256 {hashlib.sha256(result.to_json().encode()).hexdigest()}"
 
 
 def halves(axes: Any) -> tuple[Any, Any]:

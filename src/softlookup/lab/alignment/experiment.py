@@ -87,6 +87,7 @@ def measure(given: Given) -> dict[str, Any]:
         "forward": float(np.mean(np.concatenate([np.diff(each.places) >= 0 for each in found]))),
         "order": float(np.mean([each.order for each in found])),
         "ambiguity": float(spearmanr([ambiguity()[letter] for letter in letters], entropy).statistic),
+        "ambiguities": ambiguity(),
         "entropies": {str(letter): float(entropy[letters == letter].mean()) for letter in np.unique(letters)},
         "path": [float(reached[bins == k].mean()) for k in range(BINS + 1)],
     }
@@ -99,7 +100,7 @@ def draw(axes: Any, found: list[dict[str, Any]], control: list[dict[str, Any]]) 
     for results, colour, label in ((found, WITH, "trained"), (control, WITHOUT, "before training")):
         for n, each in enumerate(results):
             left.plot(steps, each["path"], "o-", color=colour, ms=3, lw=0.8, alpha=0.6, label=None if n else label)
-        for letter, ambiguous in ambiguity().items():
+        for letter, ambiguous in results[0]["ambiguities"].items():
             some = [each["entropies"][letter] for each in results if letter in each["entropies"]]
             right.annotate(letter, (ambiguous, np.mean(some)), color=colour, ha="center", va="center")
     left.set(xlabel="share of phones said", ylabel="place of the strongest letter, mean")
