@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
+from inspect import isclass, isfunction
 from pathlib import Path
 from types import ModuleType
 
@@ -44,4 +45,4 @@ def test_every_public_name_stands_once_in_the_reference():
     things = [getattr(import_module(module), attribute) for module, _, attribute in (name.rpartition(".") for name in listed)]
     assert len(listed) == len(set(map(id, things)))
     assert [name for module in modules for name, x in public(module).items() if all(x is not each for each in things)] == []
-    assert [name for name, x in zip(listed, things, strict=True) if not x.__doc__] == []
+    assert [x for x in things if (isclass(x) or isfunction(x)) and not x.__doc__] == []
