@@ -1,4 +1,4 @@
-"""Adds to reactions.json what rxnmapper's own code maps, from the same weights. Needs rxnmapper's dependencies (RDKit, rxn-utils).
+"""Adds to reactions.json what rxnmapper's own code maps, from the same weights. Needs its dependencies (RDKit, rxn-utils).
 
 For each atom of the product the number of the reactants' atom that the package assigns to it: its layer 10, head 5, both
 directions together, only equal elements, neighbours preferred (Schwaller et al. 2021).
