@@ -107,7 +107,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "logit growth",
-        "largest logit, times what it was 50 observations ago",
+        "largest logit, times what it was 50 observations ago or at first",
         lambda layer: layer.max("max_logit").clamp(min=20.0),  # below 20 nothing is at stake: growth from there
         ("max_logit",),
         raised=3.0,
