@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .inspection import Inspection as Inspection
     from .inspection import look as look
     from .integrations.any_model import watch as watch
+    from .linear import error_against_exact as error_against_exact
     from .masks import Causal as Causal
     from .masks import Dilated as Dilated
     from .masks import Documents as Documents
@@ -75,6 +76,7 @@ _NAMES = {
     "errors": "SoftlookupError UnsupportedError",
     "inspection": "Inspection look",
     "integrations.any_model": "watch",
+    "linear": "error_against_exact",
     "masks": "Causal Dilated Documents Lengths Mask MaskFunction Padding Prefix Window",
     "normalizers": "Entmax Hard Normalizer Sigmoid Softmax Sparsemax Threshold TopK",
     "operator": "attend divergence explain lookup merge received",

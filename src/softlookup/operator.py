@@ -82,7 +82,9 @@ def attend(
     """Attention, softmax(scores) @ value, and what its distribution looked like (Vaswani et al. 2017, eq. 1).
 
     Args:
-        query: (…, H, L, E). key: (…, Hkv, S, E). value: (…, Hkv, S, Ev). H is a multiple of Hkv.
+        query: (…, H, L, E).
+        key: (…, Hkv, S, E).
+        value: (…, Hkv, S, Ev). H is a multiple of Hkv.
         score: what is relevant; `ScaledDot()` by default.
         mask: what is visible: a `Mask`, a boolean tensor (True = visible), a function (b, h, i, j) -> bool, or a float
             tensor that is added to the scores and hides where it is <= finfo.min / 2.
@@ -90,7 +92,8 @@ def attend(
         normalizer: how scores become weights: `Softmax(temperature, sink)`, `Entmax(alpha)`, `Sparsemax()`, `TopK(k)`,
             `Sigmoid(bias)`, `Hard()`, or a `Threshold` of your own.
         scale: multiplies the product inside of the score; None is the score's own (1/sqrt(E) for `ScaledDot`).
-        dropout_p, seed: probability that a weight is dropped; the same seed drops the same weights.
+        dropout_p: probability that a weight is dropped.
+        seed: the same seed drops the same weights; one is drawn by default.
         stats: None, or what to compute in the same pass: True for all of `CHEAP`, or names.
         query_offset: position of the first query, or of each, (L,); by default the last query stands at the last key.
         sinks: how many of the first keys `sink_mass` counts.

@@ -31,7 +31,8 @@ def measure(layer: LayerWeights, inputs: Tensor | None = None, spread: Tensor | 
     """Every measure of every head.
 
     Args:
-        layer: the projections. inputs: (n, d) what the layer really reads; everything that reads is then weighted by its
+        layer: the projections.
+        inputs: (n, d) what the layer really reads; everything that reads is then weighted by its
             covariance (`LayerWeights.seen_by`), and its chance level is that of normal weights which read the same inputs.
             spread: the same as `spread_of(inputs)`, for who has not kept them.
     """

@@ -61,6 +61,7 @@ class LayerWeights:
 
     @property
     def heads(self) -> int:
+        """H, of queries."""
         return len(self.query)
 
     def of_head(self, shared: Tensor) -> Tensor:

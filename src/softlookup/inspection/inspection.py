@@ -120,6 +120,7 @@ class Inspection:
         }
 
     def to_json(self) -> str:
+        """What `save_json` writes."""
         return json.dumps(finite(self.as_dict()), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def save_json(self, path: str | Path) -> None:

@@ -39,6 +39,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Loaded:
+    """A model in evaluation mode, its tokenizer (None where no text was asked for), and what a reader should know of them."""
+
     model: nn.Module
     tokenizer: Any
     name: str

@@ -31,7 +31,8 @@ class WatchCallback(TrainerCallback):
     Args:
         recorders: called every `steps` optimizer steps, and before an evaluation, with what was seen since the last time.
         steps: how many; `every` (of `watch`) leaves out forward passes in between.
-        alarms: judged at the same steps; by default `Alarms()`. on_alarm: called with each alarm that is raised or cleared; by
+        alarms: judged at the same steps; by default `Alarms()`.
+        on_alarm: called with each alarm that is raised or cleared; by
             default it is logged as a warning by the logger "softlookup".
         watching: other arguments of `watch`.
 

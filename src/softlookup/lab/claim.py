@@ -47,6 +47,7 @@ class Claim:
 
     @property
     def folder(self) -> Path:
+        """Where it lies."""
         return HOME / self.name
 
     @property

@@ -47,9 +47,11 @@ class Result:
     control: list[dict[str, Any]]
 
     def measured(self, name: str, control: bool = False) -> Measured:
+        """A quantity over seeds."""
         return Measured.of([each[name] for each in (self.control if control else self.found)])
 
     def verdict(self, control: bool = False) -> Verdict:
+        """Of all predictions together."""
         return together(self.measured(q.name, control).verdict(q.low, q.high) for q in self.claim.quantities)
 
     @property
@@ -86,6 +88,7 @@ class Result:
 
     @classmethod
     def read(cls, claim: Claim, path: Path) -> Result:
+        """From a file as `to_json` has it."""
         try:
             said = json.loads(path.read_text(encoding="utf-8"))
             result = cls(claim, said["quick"], said["seconds"], said["found"], said["control"])

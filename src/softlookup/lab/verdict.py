@@ -10,6 +10,8 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
+    """What measurements say of a prediction."""
+
     CONFIRMED = "confirmed"
     REFUTED = "refuted"
     INCONCLUSIVE = "inconclusive"
@@ -27,6 +29,7 @@ class Measured:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Measured:
+        """A value for each seed -> their mean and its 95 % interval (Student's t)."""
         mean, half = statistics.fmean(values), 0.0
         if len(values) > 1:
             from scipy.stats import t as student

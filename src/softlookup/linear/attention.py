@@ -60,7 +60,9 @@ def attend(
     not finite.
 
     Args:
-        query: (…, H, L, E). key: (…, Hkv, S, E). value: (…, Hkv, S, Ev). H is a multiple of Hkv.
+        query: (…, H, L, E).
+        key: (…, Hkv, S, E).
+        value: (…, Hkv, S, Ev). H is a multiple of Hkv.
         features: phi of queries and keys.
         causal: query i averages keys up to i; L and S must be equal. Otherwise all.
         keep: (…, S) boolean, True where a key is real; the batch's dimensions broadcast.

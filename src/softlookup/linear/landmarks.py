@@ -29,7 +29,9 @@ def nystrom(
     may then be far from all those averaged: `error_against_exact` says how far.
 
     Args:
-        query: (…, H, L, E). key: (…, Hkv, S, E). value: (…, Hkv, S, Ev). H is a multiple of Hkv.
+        query: (…, H, L, E).
+        key: (…, Hkv, S, E).
+        value: (…, Hkv, S, Ev). H is a multiple of Hkv.
         landmarks: m, no more than L and S.
         scale: of the logits, 1/sqrt(E) by default.
         iterations: of the pseudo-inverse, of which the paper takes 6; None: the pseudo-inverse itself.

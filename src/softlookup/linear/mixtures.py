@@ -53,8 +53,11 @@ def linformer(
     """softmax(Q (E K)^T / sqrt(d)) F V (Wang et al. 2020, eq. 7), over all keys; in at least float32.
 
     Args:
-        query: (…, H, L, d). key: (…, Hkv, S, d). value: (…, Hkv, S, dv). H is a multiple of Hkv.
-        e, f: of keys and of values, (m, S), or one for each key head, (Hkv, m, S); f is e by default.
+        query: (…, H, L, d).
+        key: (…, Hkv, S, d).
+        value: (…, Hkv, S, dv). H is a multiple of Hkv.
+        e: of keys, (m, S), or one for each key head, (Hkv, m, S).
+        f: of values, e by default.
         scale: of the logits, 1/sqrt(d) by default.
         stats: as `sl.attend` has them, of the distribution over mixtures; without "distance", as mixtures have no positions.
     """

@@ -19,7 +19,8 @@ class LinearAttention(nn.Module):
     """Concat(head_1, ..., head_H) W_O with head_h = linear.attend(x W_Q^h, x W_K^h, x W_V^h), in self-attention.
 
     Args:
-        width: E, of the input and the output. heads: H, which must divide E.
+        width: E, of the input and the output.
+        heads: H, which must divide E.
         kv_heads: Hkv, keys and values shared by H / Hkv query heads each; H by default.
         features: phi, of heads of width E / H; what it learns is learned with the rest.
         causal: a token reads those up to it; otherwise all.
@@ -78,7 +79,8 @@ class GatedDelta(nn.Module):
         y = (RMSNorm(recur(q, k, v, log a, b)) * silu(x W_G)) W_O
 
     Args:
-        width: E, of the input and the output. heads: H, which must divide E; each has a gate and a rate.
+        width: E, of the input and the output.
+        heads: H, which must divide E; each has a gate and a rate.
         value_width: of a head's values, E / H by default: its state has E / H times as many numbers.
     """
 

@@ -1,6 +1,6 @@
 """Attention in other geometries: points that are scored by their distance, and values averaged where they lie."""
 
-from ..compiled import writable
+from ..compiled import writable as _writable
 from .attention import attend as attend
 from .base import Manifold as Manifold
 from .distance import Distance as Distance
@@ -10,8 +10,8 @@ from .poincare import Poincare as Poincare
 from .product import Product as Product
 from .sphere import Sphere as Sphere
 
-writable(Distance, "manifold", "power", "from_single")
-writable(Euclidean)
-writable(Product, "*parts")
+_writable(Distance, "manifold", "power", "from_single")
+_writable(Euclidean)
+_writable(Product, "*parts")
 for _kind in (Lorentz, Poincare, Sphere):
-    writable(_kind, "curvature")
+    _writable(_kind, "curvature")

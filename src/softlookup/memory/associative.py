@@ -41,9 +41,12 @@ def settle(
     With t the temperature the energy is -t logsumexp(patterns q / t) + |q|^2 / 2 + t log N + max |pattern|^2 / 2 (their eq. 2).
 
     Args:
-        state: (n, d), the queries. patterns: (N, d). temperature: a float, or a tensor () or (n,); 0 takes the pattern of the
+        state: (n, d), the queries.
+        patterns: (N, d).
+        temperature: a float, or a tensor () or (n,); 0 takes the pattern of the
             largest product.
-        steps: updates at most. tolerance: they end when no state moves farther than this times the longest pattern.
+        steps: updates at most.
+        tolerance: they end when no state moves farther than this times the longest pattern.
     """
     if state.ndim != 2 or patterns.ndim != 2 or state.shape[1] != patterns.shape[1] or not len(patterns):
         got = f"{tuple(state.shape)} and {tuple(patterns.shape)}"

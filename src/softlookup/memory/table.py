@@ -80,14 +80,16 @@ class SoftTable(Store):
         """Averages of the rows' values, weighted by softmax(score / temperature).
 
         Args:
-            query: (n, d) or (d,), like the keys in width. temperature: a number, or (n,); 0 is the best row itself.
+            query: (n, d) or (d,), like the keys in width.
+            temperature: a number, or (n,); 0 is the best row itself.
             top_k: name the k best rows. Alone, only their values are averaged: with `index("graph")` found by it, uncertified,
                 else exactly, by reading all keys.
             tolerance: how much of the weight may be missed at most; rows are read cell by cell (`index("cells")`) until no
                 more can be.
             steps: > 1 looks up the keys first, steps - 1 times, each time asking with what was found (Ramsauer et al. 2021);
                 these lookups read all rows.
-            score: of a query and a key, where all rows are read. stats: names of statistics; True for all that rows in no
+            score: of a query and a key, where all rows are read.
+            stats: names of statistics; True for all that rows in no
                 order have.
 
         Without top_k and tolerance all rows are read, exactly, part by part. Differentiable in query and temperature, and in

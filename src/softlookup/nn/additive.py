@@ -20,7 +20,9 @@ class AdditiveAttention(nn.Module):
     An encoder's states are projected once, `keys(states)`, and asked at every step of a decoder: `ask`.
 
     Args:
-        query_width, key_width: E and Ek. width: A, of the space in which they meet.
+        query_width: E.
+        key_width: Ek.
+        width: A, of the space in which they meet.
     """
 
     def __init__(self, query_width: int, key_width: int, width: int):

@@ -17,8 +17,11 @@ class TransformerBlock(nn.Module):
     """x + attention, x + cross-attention if there is a context, x + feed-forward, each normalized before (Xiong et al. 2020).
 
     Args:
-        width: E. heads: H. inner: of the feed-forward layer, 4 E by default.
-        cross: whether the block reads a context. positions: of self-attention, as `MultiHeadAttention` has them.
+        width: E.
+        heads: H.
+        inner: of the feed-forward layer, 4 E by default.
+        cross: whether the block reads a context.
+        positions: of self-attention, as `MultiHeadAttention` has them.
         dropout: of what each part adds, and of the feed-forward layer; `attention_dropout`: of attention's weights.
     """
 

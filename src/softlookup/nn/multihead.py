@@ -24,10 +24,12 @@ class MultiHeadAttention(nn.Module):
     """Concat(head_1, ..., head_H) W_O with head_h = attend(x W_Q^h, c W_K^h, c W_V^h) (Vaswani et al. 2017, sec. 3.2.2).
 
     Args:
-        width: E, of the input and the output. heads: H, which must divide E unless `head_width` says otherwise.
+        width: E, of the input and the output.
+        heads: H, which must divide E unless `head_width` says otherwise.
         kv_heads: Hkv, keys and values shared by H / Hkv query heads each (Ainslie et al. 2023); H by default.
         context_width: of the sequence that is read in cross-attention; E by default.
-        head_width: of queries and keys, E / H by default. value_width: of a head's values, `head_width` by default.
+        head_width: of queries and keys, E / H by default.
+        value_width: of a head's values, `head_width` by default.
         bias: whether the four projections have one.
         positions: `RoPE()`, an `ALiBi`, or None for none; of self-attention only, as two sequences share no positions.
         qk_norm: queries and keys are normalized per head, with a learned gain, so that logits stay bounded (Henry et al. 2020).

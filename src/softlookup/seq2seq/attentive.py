@@ -45,11 +45,16 @@ class Attentive(Model):
     output ask at once. Symbols are read out of [s_t; c_t; y_{t-1}] through a tanh layer.
 
     Args:
-        source_symbols, target_symbols: sizes of the vocabularies, 0 among them pads.
-        score: what aligns, as `Alignment` has it. order: "bahdanau" or "luong".
+        source_symbols: size of the vocabulary that is read, 0 of which pads.
+        target_symbols: of that which is written.
+        score: what aligns, as `Alignment` has it.
+        order: "bahdanau" or "luong".
         width: of each direction of the encoder, and of the decoder's state, which is twice as wide where the score is a product
-            of states as they are (dot, scaled, a `Score`). embedding: of symbols.
-        layers: of the encoder. cell: "gru" or "lstm". dropout: of embeddings, states and the readout.
+            of states as they are (dot, scaled, a `Score`).
+        embedding: of symbols.
+        layers: of the encoder.
+        cell: "gru" or "lstm".
+        dropout: of embeddings, states and the readout.
     """
 
     def __init__(

@@ -29,9 +29,13 @@ class FixedVector(Model):
     """The final states of a bidirectional encoder begin the decoder and are read again at every step (Cho et al. 2014).
 
     Args:
-        source_symbols, target_symbols: sizes of the vocabularies, 0 among them pads.
-        width: of the decoder's state, and of each direction of the encoder. embedding: of symbols.
-        layers: of the encoder. cell: "gru" or "lstm". dropout: of embeddings, states and the readout.
+        source_symbols: size of the vocabulary that is read, 0 of which pads.
+        target_symbols: of that which is written.
+        width: of the decoder's state, and of each direction of the encoder.
+        embedding: of symbols.
+        layers: of the encoder.
+        cell: "gru" or "lstm".
+        dropout: of embeddings, states and the readout.
     """
 
     attends = False

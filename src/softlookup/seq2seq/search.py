@@ -39,7 +39,10 @@ def search(
     """For each entry of a batch, up to `beam` outputs, best first.
 
     Args:
-        source, lengths: (B, S), (B,). begin, end: the symbols around an output.
+        source: (B, S).
+        lengths: (B,).
+        begin: the symbol before an output.
+        end: the symbol after it.
         beam: partial outputs that are kept; an entry is done when as many have ended.
         longest: symbols after which an output is cut; those that were cut are told only where none has ended.
         power: of the length that a log-probability is divided by (Wu et al. 2016); 0 for none, which favours short outputs.

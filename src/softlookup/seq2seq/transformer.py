@@ -40,8 +40,12 @@ class Transformer(Model):
     """Encoder and decoder of Vaswani et al. (2017), normalized before each part, with sinusoids for positions.
 
     Args:
-        source_symbols, target_symbols: sizes of the vocabularies, 0 among them pads.
-        width: E. heads: H. layers: of the encoder and of the decoder. inner: of feed-forward layers, 4 E by default.
+        source_symbols: size of the vocabulary that is read, 0 of which pads.
+        target_symbols: of that which is written.
+        width: E.
+        heads: H.
+        layers: of the encoder and of the decoder.
+        inner: of feed-forward layers, 4 E by default.
         dropout: of embeddings and of what each part adds.
     """
 

@@ -124,8 +124,9 @@ class NadarayaWatson(MultiOutputMixin, RegressorMixin, _Smoother):
         dtype: "float64", or "float32", which is several times as fast on a CPU.
 
     Attributes:
-        bandwidth_: that in use. loo_error_: its leave-one-out error, where it was sought. metric_: (d, r) tensor that was
-        learned.
+        bandwidth_: that in use.
+        loo_error_: its leave-one-out error, where it was sought.
+        metric_: (d, r) tensor that was learned.
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> NadarayaWatson:

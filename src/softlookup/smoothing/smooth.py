@@ -42,7 +42,8 @@ def smooth(
     (Nadaraya 1964, Watson 1964). Differentiable in all of them.
 
     Args:
-        score: of a place and an observation, `Gaussian(1.0)` by default. temperature: a float or (n,): for a Gaussian a width h
+        score: of a place and an observation, `Gaussian(1.0)` by default.
+        temperature: a float or (n,): for a Gaussian a width h
             is a temperature h^2.
         linear: fit a line instead of a constant around each place, by least squares under the same weights (Cleveland 1979);
             then the mean is what the line says there, and the variance is still that around the average.

@@ -77,7 +77,8 @@ def top_blocks(
     """The blocks of keys that could matter most to each block of queries, as a mask for scaled dot-product attention.
 
     Args:
-        query: (…, H, L, E). key: (…, Hkv, S, E).
+        query: (…, H, L, E).
+        key: (…, Hkv, S, E).
         k: how many blocks of keys for each block of queries; or
         tolerance: as many as make it certain that no query misses more than this share of its weight.
         causal: keys after a query do not count; blocks that its own block meets are always seen (combine with `sl.Causal()`),
@@ -85,7 +86,8 @@ def top_blocks(
         scale: of the scores, 1/sqrt(E) by default.
         by: what makes a block the better, the bound of its scores ("upper") or the score of its mean ("mean"), each beside the
             best of a query, for the query to which it matters most.
-        rows, keys: per block, by default 192 queries and 96 keys.
+        rows: per block of queries, 192 by default.
+        keys: per block of keys, 96 by default.
         boxes: those of the keys, where they have been made before; their blocks are the blocks then.
     """
     query, key = autocast(query, key)

@@ -49,7 +49,9 @@ def route(
     """Scaled dot-product attention of each query to the keys of its own cluster.
 
     Args:
-        query: (…, H, L, E). key: (…, Hkv, S, E). value: (…, Hkv, S, Ev).
+        query: (…, H, L, E).
+        key: (…, Hkv, S, E).
+        value: (…, Hkv, S, Ev).
         clusters: of each head. The cost is that of all pairs over their number where they are of one size.
         causal: a query sees no keys after it, and as always none of other clusters, which its own may be; L and S are equal.
         seed: the key that k-means begins with.

@@ -57,8 +57,10 @@ def fit(
     epoch, by word errors and then symbol errors on the part that is for choosing.
 
     Args:
-        folder: made if it does not exist. resume: go on from its last checkpoint, with the same config and data.
-        say: told after every step. every: seconds between checkpoints.
+        folder: made if it does not exist.
+        resume: go on from its last checkpoint, with the same config and data.
+        say: told after every step.
+        every: seconds between checkpoints.
     """
     most = 4 * (os.cpu_count() or 1)
     if config.threads > most:

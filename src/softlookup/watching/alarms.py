@@ -42,6 +42,7 @@ class Rule:
     growth: int = 0
 
     def beyond(self, value: Tensor, threshold: float) -> Tensor:
+        """Whether each value lies on the side of the threshold that the rule warns of."""
         return value > threshold if self.above else value < threshold
 
 
