@@ -13,7 +13,7 @@ unexport PYTHONPATH VIRTUAL_ENV
 PASSIVE := OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint sanitize bench g2p docs clean
+.PHONY: help setup demo test lint sanitize bench g2p docs dist clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,9 +62,17 @@ g2p: $(READY)  ## train the model in models/g2p (over an hour on one core; a run
 	$(BIN)/python -m softlookup.training.pack runs/g2p models/g2p
 	$(PASSIVE) $(BIN)/softlookup evaluate g2p
 
-docs: $(READY)  ## build the site into site/
-	$(PIP) install -r requirements/docs.txt
-	$(BIN)/mkdocs build --strict
+docs: $(READY)  ## build the site into site/, in which no link may be dead
+	@$(PIP) install -r requirements/torch.txt -r requirements/dev.txt -r requirements/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+dist: $(READY)  ## sdist and wheel into dist/, and what the wheel does in an environment of its own
+	@rm -rf dist build/empty
+	$(BIN)/python -m build
+	@$(PYTHON) -m venv build/empty
+	@build/empty/bin/python -m pip --disable-pip-version-check --quiet install -r requirements/torch.txt dist/*.whl
+	cd build/empty && $(PASSIVE) bin/python -W error $(CURDIR)/tests/packaging/smoke.py
+	@rm -rf build/empty
 
 clean:  ## remove .venv and what was built
 	rm -rf .venv build dist site $(filter-out benchmarks/recall.json,$(wildcard benchmarks/*.json)) smollm2-report.html

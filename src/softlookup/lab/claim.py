@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import SoftlookupError
+from .extra import extra
 
 HOME = Path(__file__).parent
 
@@ -58,7 +59,8 @@ class Claim:
     @property
     def experiment(self) -> ModuleType:
         """`measure(given) -> dict` and `draw(axes, found, control)`."""
-        return import_module(f"{__package__}.{self.name}.experiment")
+        with extra():
+            return import_module(f"{__package__}.{self.name}.experiment")
 
 
 @cache

@@ -6,7 +6,7 @@ import hashlib
 import io
 from typing import Any
 
-from ..errors import UnsupportedError
+from .extra import extra
 from .run import Result
 
 WITH, WITHOUT, THEORY = "#1f7a8c", "#c8480a", "#59626b"
@@ -15,11 +15,9 @@ WITH, WITHOUT, THEORY = "#1f7a8c", "#c8480a", "#59626b"
 
 def svg(result: Result, transparent: bool = True) -> str:
     """The figure of a claim, 7.2 by 3.4 inches, the same bytes for the same result."""
-    try:
+    with extra():
         from matplotlib import rc_context
         from matplotlib.figure import Figure
-    except ImportError:
-        raise UnsupportedError("figures: expected matplotlib, which softlookup[lab] installs, found none") from None
     with rc_context({"svg.hashsalt": result.claim.name, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}):
         figure = Figure(figsize=(7.2, 3.4), layout="constrained")
         axes: Any = figure.subplots()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..errors import SoftlookupError
+from ..errors import SoftlookupError, UnsupportedError
 from .claim import Claim
 from .records import Records
 from .verdict import Measured, Verdict, together
@@ -93,6 +93,8 @@ class Result:
             said = json.loads(path.read_text(encoding="utf-8"))
             result = cls(claim, said["quick"], said["seconds"], said["found"], said["control"])
             result.rows()
+        except UnsupportedError:  # a ValueError too, and no fault of the file
+            raise
         except (ValueError, TypeError, KeyError):
             raise SoftlookupError(f"{path}: expected a result of {claim.name}, found something else") from None
         return result

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from .extra import extra
+
 
 class Verdict(StrEnum):
     """What measurements say of a prediction."""
@@ -32,8 +34,8 @@ class Measured:
         """A value for each seed -> their mean and its 95 % interval (Student's t)."""
         mean, half = statistics.fmean(values), 0.0
         if len(values) > 1:
-            from scipy.stats import t as student
-
+            with extra():
+                from scipy.stats import t as student
             half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
         return cls(mean, mean - half, mean + half, len(values))
 
