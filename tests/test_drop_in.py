@@ -205,3 +205,12 @@ def test_dropout_follows_torchs_seed():
     second = sl.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
     torch.manual_seed(3)
     assert torch.equal(sl.scaled_dot_product_attention(q, k, v, dropout_p=0.5), first) and not torch.equal(first, second)
+
+
+def test_it_may_take_the_name_of_torchs_function(monkeypatch):
+    q, k, v = qkv(2, 3)
+    want = F.scaled_dot_product_attention(q, k, v)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", sl.scaled_dot_product_attention)
+    torch.testing.assert_close(F.scaled_dot_product_attention(q, k, v), want)
+    with pytest.raises(RuntimeError):
+        F.scaled_dot_product_attention(q, k[..., :-1, :], v)

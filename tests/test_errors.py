@@ -63,6 +63,13 @@ ARGUMENTS = {
     "score": (lambda: attend(score="dot"), "score: expected a Score, such as ScaledDot(), got str"),
     "score class": (lambda: attend(score=sl.Dot), "score: expected a Score, such as ScaledDot(), got the class Dot itself"),
     "softcap": (lambda: sl.ScaledDot(softcap=0.0), "softcap: expected a finite number > 0, got 0.0"),
+    "softcap text": (lambda: sl.ScaledDot(softcap="a"), "softcap: expected a finite number > 0, got 'a'"),  # type: ignore
+    "bandwidth text": (lambda: sl.Gaussian("a"), "Gaussian: expected a finite bandwidth > 0, got 'a'"),  # type: ignore
+    "dropout text": (lambda: attend(dropout_p="a"), "dropout_p: expected a probability between 0 and 1, got 'a'"),
+    "seed": (lambda: attend(dropout_p=0.1, seed="a"), "seed: expected a whole number, got 'a'"),
+    "seed of k-means": (lambda: sl.sparse.route(*tensors(), clusters=2, seed=0.5), "seed: expected a whole number, got 0.5"),
+    "query_offset text": (lambda: attend(query_offset="a"), "query_offset: expected a whole number, got 'a'"),
+    "query_offset between": (lambda: attend(query_offset=1.5), "query_offset: expected a whole number, got 1.5"),
     "softcap NaN": (lambda: sl.ScaledDot(softcap=math.nan), "softcap: expected a finite number > 0, got nan"),
     "ssmax": (lambda: attend(score=sl.ScaledDot(ssmax=torch.ones(3))), "ssmax: expected a number or a tensor of shape (4,)"),
     "bandwidth": (lambda: sl.Gaussian(0.0), "Gaussian: expected a finite bandwidth > 0, got 0.0"),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import softlookup as sl
-from softlookup.masks import Cover, Dense, Everything, Mask, NotHidden
+from softlookup.masks import Cover, Dense, Everything, Mask, NotHidden, is_relative, key_of
 from softlookup.tile import Region, Tile
 
 BATCH, HEADS, GROUP = 2, 4, 2
@@ -314,3 +314,20 @@ def test_masks_say_what_they_are_and_refuse_to_be_true_or_false():
     q = torch.randn(1, 2, 5, 4)
     with pytest.raises(sl.SoftlookupError, match="got the class Causal itself"):
         sl.attend(q, q, q, mask=sl.Causal)
+
+
+def test_combined_masks_are_known_again_unless_what_they_show_was_changed():
+    """Lists of blocks and small calls are kept by a mask's key; a key that stands for something else would be wrong weights."""
+
+    class Odd(sl.masks.And):
+        def visible(self, tile):
+            return super().visible(tile) & (tile.j % 2 == 1)
+
+    def window():
+        return (sl.Causal() & sl.Window(3)) | ~sl.Dilated(2)
+
+    assert key_of(window()) == key_of(window()) is not None and is_relative(window())
+    others = sl.Causal() & sl.Window(3), sl.Causal() & sl.Window(4), sl.Causal() | sl.Window(3)
+    assert len({key_of(mask) for mask in others}) == 3
+    odd = Odd(sl.Causal(), sl.Window(3))
+    assert key_of(odd) is None and not is_relative(odd) and key_of(odd & sl.Causal()) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch._C._nn import scaled_dot_product_attention as torchs_own  # also where F's name has been given to ours
 
 from .errors import SoftlookupError
 from .masks import Causal
@@ -30,7 +30,7 @@ def scaled_dot_product_attention(
     """
 
     def torchs() -> Tensor:
-        return F.scaled_dot_product_attention(
+        return torchs_own(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
 
@@ -71,7 +71,7 @@ def refuses(
         return True
     q, k, v, mask = (t if t is None else torch.empty_like(t, device="meta") for t in given)
     try:
-        F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)  # type: ignore
+        torchs_own(q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)  # type: ignore
     except Exception:
         return True
     return False

@@ -1,6 +1,8 @@
 """The exceptions of the library: what was expected, what was got, in one line."""
 
 from numbers import Integral
+from operator import index
+from typing import Any
 
 
 class SoftlookupError(ValueError):
@@ -9,6 +11,22 @@ class SoftlookupError(ValueError):
 
 class UnsupportedError(SoftlookupError, NotImplementedError):
     """A request that is meaningful but that nothing here can serve."""
+
+
+def within(x: Any, low: float, high: float) -> bool:
+    """low < x < high; False of what is no number."""
+    try:
+        return bool(low < x < high)
+    except TypeError:
+        return False
+
+
+def whole(name: str, x: Any) -> int:
+    """`x`, or an error where it is no whole number."""
+    try:
+        return index(x)
+    except TypeError:
+        raise SoftlookupError(f"{name}: expected a whole number, got {x!r}") from None
 
 
 def at_least_one(whose: str, **sizes: int) -> None:

@@ -203,6 +203,8 @@ class And(_Combined):
     a: Mask
     b: Mask
 
+    key, relative = _Combined.key, _Combined.relative  # of what is `visible` here: see `_speaks_for`
+
     def __repr__(self) -> str:
         return f"({self.a!r} & {self.b!r})"
 
@@ -232,6 +234,8 @@ class Or(_Combined):
     a: Mask
     b: Mask
 
+    key, relative = _Combined.key, _Combined.relative  # of what is `visible` here: see `_speaks_for`
+
     def __repr__(self) -> str:
         return f"({self.a!r} | {self.b!r})"
 
@@ -253,6 +257,8 @@ class Or(_Combined):
 @dataclass(frozen=True, eq=False, repr=False)
 class Not(_Combined):
     a: Mask
+
+    key, relative = _Combined.key, _Combined.relative  # of what is `visible` here: see `_speaks_for`
 
     def __repr__(self) -> str:
         return f"~{self.a!r}"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .biases import Bias, DenseBias
-from .errors import SoftlookupError
+from .errors import SoftlookupError, whole
 from .masks import Dense, Everything, Mask, MaskFunction, NotHidden, describe, hidden
 from .normalizers import Normalizer, Softmax, Threshold
 from .scores import AdditiveForm, Form, Pairwise, Product, Score
@@ -195,7 +195,7 @@ def place_of(queries: int, keys: int, query_offset: int | Tensor | None, key_off
         if tuple(query_offset.shape) != (queries,) or query_offset.is_floating_point():
             raise SoftlookupError(f"query_offset: expected an int or int ({queries},), got {describe(query_offset)}")
         return Place(query_offset.long(), key_offset, total_keys)
-    return Place(total_keys - queries if query_offset is None else int(query_offset), key_offset, total_keys)
+    return Place(total_keys - queries if query_offset is None else whole("query_offset", query_offset), key_offset, total_keys)
 
 
 def canonical_mask(mask: Mask | Tensor | Callable | None, shapes: Shapes) -> tuple[Mask, DenseBias | None]:

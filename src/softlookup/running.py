@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from numbers import Real
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,7 @@ from .biases import Bias
 from .engines import native, reference, streaming
 from .engines import received as _received
 from .engines.tiling import visible_counts
-from .errors import SoftlookupError
+from .errors import SoftlookupError, whole
 from .masks import Mask
 from .normalizers import Hard, Normalizer, Softmax, Threshold
 from .outcome import Outcome
@@ -119,11 +120,11 @@ def without_autocast(device: str) -> AbstractContextManager[Any]:
 
 
 def _dropout(p: float, seed: int | None) -> Dropout | None:
-    if not 0 <= p <= 1:
-        raise SoftlookupError(f"dropout_p: expected a probability between 0 and 1, got {p}")
+    if not (isinstance(p, Real) and 0 <= p <= 1):
+        raise SoftlookupError(f"dropout_p: expected a probability between 0 and 1, got {p!r}")
     if p == 0:
         return None
-    return Dropout(float(p), int(torch.randint(2**62, ()).item()) if seed is None else int(seed))
+    return Dropout(float(p), int(torch.randint(2**62, ()).item()) if seed is None else whole("seed", seed))
 
 
 def canonical(

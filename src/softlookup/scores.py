@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .errors import SoftlookupError
+from .errors import SoftlookupError, within
 
 # ---- forms: what engines see -----------------------------------------------------------------------------------------
 
@@ -193,8 +193,8 @@ class ScaledDot(Score):
     """
 
     def __init__(self, softcap: float | None = None, ssmax: float | Tensor | None = None):
-        if softcap is not None and not 0 < softcap < math.inf:
-            raise SoftlookupError(f"softcap: expected a finite number > 0, got {softcap}")
+        if softcap is not None and not within(softcap, 0, math.inf):
+            raise SoftlookupError(f"softcap: expected a finite number > 0, got {softcap!r}")
         self.softcap = softcap
         self.ssmax = ssmax
 
@@ -247,8 +247,8 @@ class Gaussian(Score):
     takes_scale = False
 
     def __init__(self, bandwidth: float | Tensor = 1.0):
-        if not isinstance(bandwidth, Tensor) and not 0 < bandwidth < math.inf:
-            raise SoftlookupError(f"Gaussian: expected a finite bandwidth > 0, got {bandwidth}")
+        if not isinstance(bandwidth, Tensor) and not within(bandwidth, 0, math.inf):
+            raise SoftlookupError(f"Gaussian: expected a finite bandwidth > 0, got {bandwidth!r}")
         self.bandwidth = bandwidth
 
     def lower(self, query: Tensor, key: Tensor) -> Product:

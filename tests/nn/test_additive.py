@@ -66,3 +66,9 @@ def test_it_learns_to_look_where_it_should():
         loss.backward()
         optimizer.step()
     assert loss < 0.05
+
+
+def test_a_graph_is_compiled_whole():
+    module, query, states = AdditiveAttention(12, 10, 16), torch.randn(3, 5, 12), torch.randn(3, 7, 10)
+    compiled = torch.compile(lambda: module(query, states), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(), module(query, states))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..compiled import writable
 from ..errors import SoftlookupError
 from ..operator import attend
 from ..running import MaskLike, StatsLike
@@ -69,6 +70,9 @@ class ProjectedAdditive(Score):
 
     def lower(self, query: Tensor, key: Tensor) -> AdditiveForm:
         return AdditiveForm(query, key, self.u)
+
+
+writable(ProjectedAdditive, "u")
 
 
 def in_one_head(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import operator
-from ..errors import SoftlookupError, at_least_one
+from ..errors import SoftlookupError, at_least_one, whole
 from ..masks import Documents, Extent, Mask, content, extremes
 from ..problem import flatten, same_length, scrub
 from ..running import StatsLike, autocast, without_autocast
@@ -101,7 +101,7 @@ def k_means(points: Tensor, clusters: int, seed: int = 0) -> Tensor:
     if points.ndim != 3:
         raise SoftlookupError(f"k_means: expected points (N, S, E), got shape {tuple(points.shape)}")
     points = unit(points)
-    at = torch.full_like(points[:, 0, 0], seed % points.shape[1], dtype=torch.int64)
+    at = torch.full_like(points[:, 0, 0], whole("seed", seed) % points.shape[1], dtype=torch.int64)
     first, nearest = [], torch.full_like(points[..., 0], -2)
     for _ in range(min(clusters, points.shape[1])):
         first.append(_picked(points, at[:, None]))

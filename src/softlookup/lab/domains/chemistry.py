@@ -54,7 +54,7 @@ def looked_at(given: Given, ids: list[int], atoms: list[int]) -> list[list[int]]
                 _, stats = sl.attend(call.query, call.key, call.value, **call.arguments | {"mask": mask}, stats="argmax")
                 found.append(stats.argmax[0, HEAD].tolist())
 
-    with torch.no_grad(), shuffled(loaded().model, given), sl.watch(loaded().model, stats=(), probes=[probe]):
+    with torch.no_grad(), shuffled(loaded().model, given), sl.watch(loaded().model, stats="argmax", probes=[probe]):
         loaded().model(input_ids=torch.tensor([ids]))
     return found
 

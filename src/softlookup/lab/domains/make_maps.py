@@ -34,16 +34,16 @@ class Weights(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model: Any = loaded().model
-        self.config = self.model.config
-        self.model.set_attn_implementation("eager")
+        self.config = loaded().model.config
 
     def forward(self, **batch: Any) -> tuple[None, None, Any]:
-        return None, None, self.model(**batch, output_attentions=True).attentions
+        model: Any = loaded().model
+        model.set_attn_implementation("eager")
+        return None, None, model(**batch, output_attentions=True).attentions
 
 
 if __name__ == "__main__":
-    core.RXNMapper._load_model_and_tokenizer = lambda self: (Weights().eval(), Tokenizer())
+    setattr(core.RXNMapper, "_load_model_and_tokenizer", lambda self: (Weights().eval(), Tokenizer()))  # noqa: B010
     mapper, reactions = core.RXNMapper(), json.loads(REACTIONS.read_text(encoding="utf-8"))
     for each in reactions:
         (found,) = mapper.get_attention_guided_atom_maps([each["reaction"]], canonicalize_rxns=False, detailed_output=True)
