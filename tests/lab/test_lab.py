@@ -14,12 +14,13 @@ from softlookup.cli import app
 from softlookup.errors import SoftlookupError
 from softlookup.lab import Measured, Result, Verdict, claims, committed, run
 from softlookup.lab.claim import chosen
-from softlookup.lab.figure import svg
+from softlookup.lab.figure import origin, svg
 from softlookup.lab.records import Records, checksum
 from softlookup.lab.report import page
 from softlookup.lab.verdict import together
 
-LAB_PAGE = Path(__file__).parents[2] / "docs" / "lab.md"
+DOCS = Path(__file__).parents[2] / "docs"
+LAB_PAGE, FIGURES = DOCS / "lab.md", DOCS / "images" / "lab"
 
 
 @pytest.mark.slow
@@ -127,11 +128,20 @@ def test_the_command_line(tmp_path, monkeypatch):
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert {"name", "prediction", "interval", "measured", "verdict"} <= rows[0].keys()
     assert rows[0]["name"] == "soft_to_hard/retrieval" and rows[0]["interval"] == [None, 1e-6]
-    said = call(app, ["lab", "report", "--folder", "found"])
+    said = call(app, ["lab", "report", "--folder", "found", "--figures", "figures"])
     assert said.exit_code == 0 and "quick run" in (tmp_path / "lab-report.html").read_text()
+    assert "<svg" in (tmp_path / "figures" / "soft_to_hard.svg").read_text()
     for wrong in (["run", "nothing"], ["run", "all", "--quick", "--retrain"], ["report", "--folder", "empty"]):
         found = call(app, ["lab", *wrong])
         assert isinstance(found.exception, SoftlookupError), wrong
+
+
+def test_figures_of_the_docs_are_of_the_committed_results():
+    """`softlookup lab report --figures docs/images/lab` draws them; the first line says from what."""
+    results = [result for claim in claims().values() if (result := committed(claim)) is not None]
+    assert [path.stem for path in sorted(FIGURES.glob("*.svg"))] == sorted(result.claim.name for result in results)
+    for result in results:
+        assert origin(result) in (FIGURES / f"{result.claim.name}.svg").read_text().partition("\n")[0], result.claim.name
 
 
 def test_the_docs_list_the_claims_with_their_verdicts():
