@@ -420,11 +420,15 @@ def lab_run(
     from .lab import command
 
     if quick and retrain:
-        raise SoftlookupError("--retrain: expected a full run, got --quick, which always trains")
+        raise SoftlookupError("--retrain: expected a full run, got --quick, whose trainings are short")
     numbers = None if json is None else check_target(json, "--json")
     errors = Console(file=sys.stderr, highlight=False)
-    with _progress(errors) as say:
-        results, missing = command.run_all(names, quick, retrain, expanded(folder), say)
+    try:
+        with _progress(errors) as say:
+            results, missing = command.run_all(names, quick, retrain, expanded(folder), say)
+    except KeyboardInterrupt:
+        _complain(f"interrupted; results of the claims that were finished are in {folder}")
+        raise _Told(INTERRUPTED) from None
     files = {"Numbers": (numbers, lambda path: command.save_json(results, path))}
     _finish(files, command.shown(results), missing, errors)
     typer.echo(f"Results: {folder} (softlookup lab report --folder {folder})")

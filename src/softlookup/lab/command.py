@@ -92,9 +92,11 @@ def shown(results: Sequence[Result]) -> RenderableType:
     parts: list[RenderableType] = []
     for result in results:
         claim = result.claim
-        control = f"without the mechanism ({claim.control}): {_mark(result.verdict(control=True))}"
+        flips = "" if result.flips else ", and no prediction that held fails there"
+        control = f"without the mechanism ({escape(claim.control)}): {_mark(result.verdict(control=True))}{flips}"
+        run = "quick run, " * result.quick
         parts.append(f"[bold]{claim.number} {claim.name}[/bold]  {escape(claim.title)}")
-        parts.append(f"{_mark(result.verdict())} in {result.seconds:.0f} s; {control}")
+        parts.append(f"{run}{_mark(result.verdict())} in {result.seconds:.0f} s; {control}")
         table = _table("", "")
         for q in claim.quantities:
             with_it, without = (result.measured(q.name, control) for control in (False, True))

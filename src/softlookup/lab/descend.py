@@ -1,4 +1,4 @@
-"""The loop of every small training in the lab."""
+"""The loop of small trainings of one model by one loss."""
 
 from __future__ import annotations
 

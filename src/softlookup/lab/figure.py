@@ -6,6 +6,7 @@ import hashlib
 import io
 from typing import Any
 
+from ..errors import SoftlookupError
 from .extra import extra
 from .run import Result
 
@@ -22,7 +23,12 @@ def svg(result: Result, transparent: bool = True) -> str:
         figure = Figure(figsize=(7.2, 3.4), layout="constrained")
         axes: Any = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
-        result.claim.experiment.draw(axes, result.found, result.control)
+        try:
+            with extra():
+                result.claim.experiment.draw(axes, result.found, result.control)
+        except (KeyError, IndexError, TypeError):
+            name = result.claim.name
+            raise SoftlookupError(f"{name}: expected a result from which this version can draw, got another") from None
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None}, transparent=transparent)
     return "<svg" + file.getvalue().partition("<svg")[2]

@@ -77,7 +77,7 @@ def _section(result: Result) -> str:
         cells = [f"{html.escape(q.meaning)}<small>{html.escape(q.source)}</small>", interval(q.low, q.high)]
         cells += [f"{spread(each)} {_mark(each.verdict(q.low, q.high))}" for each in both]
         rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    said = "quick run" if result.quick else "full run"
+    said, quick = ("quick run", " --quick") if result.quick else ("full run", "")
     seeds = f"{len(result.found)} seeds" if len(result.found) > 1 else "one seed"
     return f"""<section id="{claim.name}">
 <div class="text">{MarkdownIt().enable("table").render(claim.text)}</div>
@@ -86,5 +86,5 @@ def _section(result: Result) -> str:
 <th>control: {html.escape(claim.control)}</th></tr></thead><tbody>
 {"".join(rows)}
 </tbody></table></div>
-<p class="made">{said}, {seeds}, {result.seconds:,.0f} s · <code>softlookup lab run {claim.name}</code></p>
+<p class="made">{said}, {seeds}, {result.seconds:,.0f} s · <code>softlookup lab run {claim.name}{quick}</code></p>
 </section>"""

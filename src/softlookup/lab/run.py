@@ -14,6 +14,7 @@ import torch
 
 from ..errors import SoftlookupError, UnsupportedError
 from .claim import Claim
+from .extra import extra
 from .records import Records
 from .verdict import Measured, Verdict, together
 
@@ -23,7 +24,7 @@ Say = Callable[[str, float | None], None]
 @dataclass(frozen=True)
 class Given:
     """What an experiment is given. seed: of all that is random. quick: small, seconds in all. control: without the mechanism
-    that the claim is about. records: of trainings."""
+    that the claim is about. records: of trainings, which a quick run may read too."""
 
     seed: int
     quick: bool
@@ -32,7 +33,7 @@ class Given:
 
     def record(self, key: str, make: Callable[[], Any]) -> Any:
         """What `make` returns, or what it returned when it was kept: for trainings of minutes. key: the training in words, seed
-        and sizes included. A quick run trains."""
+        and sizes included. A quick run, whose trainings are smaller, makes them."""
         return make() if self.quick else self.records.get(key, make)
 
 
@@ -68,6 +69,7 @@ class Result:
             rows.append(
                 {
                     "name": f"{self.claim.name}/{q.name}",
+                    "quick": self.quick,
                     "prediction": q.meaning,
                     "interval": [None if abs(bound) == inf else bound for bound in (q.low, q.high)],
                     "measured": asdict(with_it),
@@ -91,8 +93,9 @@ class Result:
         """From a file as `to_json` has it."""
         try:
             said = json.loads(path.read_text(encoding="utf-8"))
-            result = cls(claim, said["quick"], said["seconds"], said["found"], said["control"])
-            result.rows()
+            result = cls(claim, said["quick"], float(said["seconds"]), said["found"], said["control"])
+            if said["name"] != claim.name or not result.rows():
+                raise KeyError
         except UnsupportedError:  # a ValueError too, and no fault of the file
             raise
         except (ValueError, TypeError, KeyError):
@@ -121,7 +124,8 @@ def run(claim: Claim, quick: bool = False, retrain: Path | None = None, say: Say
             for seed in seeds:
                 done = (control * len(seeds) + seed) / (2 * len(seeds))
                 say(f"{claim.name}{', control' if control else ''}, seed {seed}", done)
-                both[-1].append(claim.experiment.measure(Given(seed, quick, control, records)))
+                with extra():
+                    both[-1].append(claim.experiment.measure(Given(seed, quick, control, records)))
     finally:
         torch.set_num_threads(threads)
     return Result(claim, quick, time.perf_counter() - start, *both)

@@ -22,7 +22,7 @@ class Verdict(StrEnum):
 @dataclass(frozen=True)
 class Measured:
     """The mean over seeds, and the 95 % interval of that mean by Student's t. One seed: a number without an interval, for what
-    chance does not touch."""
+    chance does not touch, and for quick runs that can afford no second training. NaN throughout where a seed found none."""
 
     mean: float
     low: float
@@ -33,6 +33,8 @@ class Measured:
     def of(cls, values: Sequence[float]) -> Measured:
         """A value for each seed -> their mean and its 95 % interval (Student's t)."""
         mean, half = statistics.fmean(values), 0.0
+        if not math.isfinite(mean):
+            return cls(math.nan, math.nan, math.nan, len(values))
         if len(values) > 1:
             with extra():
                 from scipy.stats import t as student

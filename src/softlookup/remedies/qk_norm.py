@@ -35,8 +35,10 @@ def qk_norm_(model: nn.Module) -> nn.Module:
     for part in found:
         where = part.path or "the model itself"
         if separate(part.module) is None:
-            kind = type(part.module).__name__
-            raise UnsupportedError(f"qk_norm_: expected separate projections of queries and keys, got {where} ({kind})")
+            raise UnsupportedError(
+                f"qk_norm_: expected separate projections of queries and keys, got {where} ({type(part.module).__name__}); "
+                "qk_clip_ takes fused ones too"
+            )
         if part.normalized:
             raise UnsupportedError(f"qk_norm_: expected queries and keys without a norm, got one in {where}")
     for part in found:

@@ -59,9 +59,9 @@ def measure(given: Given) -> dict[str, Any]:
     logs = [math.log(norm / x) if norm else -math.inf for norm, x in zip(norms, inverse, strict=True)]
     shares = learn(at(1.0), given.quick)
     return {
-        "retrieval": float((value(scores, rows, 0.0) - rows[scores.argmax()]).abs().max()),
+        "retrieval": max(float((value(scores, rows, t) - rows[scores.argmax()]).abs().max()) for t in (0.0, at(gap / 40))),
         "mean": float((value(scores, rows, at(1e9)) - rows.mean(0)).abs().max()),
-        "decay": (logs[-1] - logs[0]) / (inverse[-1] - inverse[0]) / gap if all(norms) else 0.0,
+        "decay": (logs[-1] - logs[0]) / (inverse[-1] - inverse[0]) / gap if all(norms) else math.nan,
         "learned": shares[-1],
         "shares": shares,
     }
