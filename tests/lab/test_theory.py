@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def agrees(row: dict, predicted: str, measured: str, control: str) -> bool:
     """Whether cells are those of a row of the results; only what has no spread may stand without its interval."""
     told, found = re.findall(NUMBER, measured), [row["measured"][x] for x in ("mean", "low", "high")]
     enough = len(told) == 3 or found[2] - found[1] <= 1e-6 * abs(found[0])
-    same = all(map(equal, [*told, control], [*found[: len(told)], row["control"]["mean"]]))
+    alone = row["control"]["mean"]
+    same = all(map(equal, told, found)) and (control == "none" if math.isnan(alone) else equal(control, alone))
     return bounds(predicted) == list(row["interval"]) and enough and same
 
 

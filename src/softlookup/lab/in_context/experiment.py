@@ -55,7 +55,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(INNER, heads, inner=2 * INNER) for _ in range(layers))
         self.read = nn.Linear(INNER, 1)
         for block in self.blocks:
-            block.attention.normalizer = normalizer
+            block.attention.normalizer = normalizer  # type: ignore[union-attr]
 
     def forward(self, x: Tensor, y: Tensor, places: Tensor) -> Tensor:
         pairs = x.shape[1]
@@ -153,4 +153,4 @@ def draw(axes: Any, found: list[dict[str, Any]], control: list[dict[str, Any]]) 
     axes.set(yscale="log", xlabel="step of training", ylabel="mean squared error (of the answer 0: 1)")
     axes.set_yticks((0.2, 0.5, 1), ("0.2", "0.5", "1"))
     axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper right", bbox_to_anchor=(1, 0.8))

@@ -96,13 +96,12 @@ def loss(d_k: int, scale: str, rate: float, seed: int, steps: int) -> float:
 
 
 def best_rate(given: Given, d_k: int, scale: str) -> float:
-    """log2 of it: the vertex of the parabola through the least loss and its neighbours."""
-    steps, rates = (12, RATES[1::2]) if given.quick else (STEPS, RATES)
+    """log2 of it: the vertex of the parabola through the least loss and its neighbours. Quick runs read the records too."""
     losses = []
-    for rate in rates:
+    for rate in RATES:
         key = f"d_k {d_k}, scale {scale}, rate {rate}, seed {given.seed}"
-        losses.append(given.record(key, partial(loss, d_k, scale, rate, given.seed, steps)))
-    x, at = np.log2(rates), int(np.clip(np.argmin(losses), 1, len(rates) - 2))
+        losses.append(given.records.get(key, partial(loss, d_k, scale, rate, given.seed, STEPS)))
+    x, at = np.log2(RATES), int(np.clip(np.argmin(losses), 1, len(RATES) - 2))
     curve = np.polyfit(x[at - 1 : at + 2], losses[at - 1 : at + 2], 2)
     return float(np.clip(-curve[1] / (2 * curve[0]), x.min(), x.max())) if curve[0] > 0 else float(x[np.argmin(losses)])
 
@@ -113,15 +112,14 @@ def measure(given: Given) -> dict[str, Any]:
     products = [(q @ k.mT).square().mean().item() / d for d in WIDTHS for q, k in (scores(d) for _ in repeated)]
     scale = "none" if given.control else "1/√d_k"
     norms = [np.mean([gradient(d, SCALES[scale](d)) for _ in repeated]) for d in WIDTHS]
-    trained = TRAINED[:: len(TRAINED) - 1] if given.quick else TRAINED
-    carried = ("none",) if given.control else ("1/d_k",) if given.quick else ("1/d_k", "1/√d_k")
-    rates = {name: [best_rate(given, d, name) for d in trained] for name in carried}
+    carried = ("none",) if given.control else ("1/d_k", "1/√d_k")
+    rates = {name: [best_rate(given, d, name) for d in TRAINED] for name in carried}
     return {
         "variance": float(np.mean(products)),
         "gradient": float(np.polyfit(np.log(WIDTHS), np.log(norms), 1)[0]),
         "transfer": rates[carried[0]][0] - rates[carried[0]][-1],
         "norms": [float(norm) for norm in norms],
-        "rates": {name: [trained, found] for name, found in rates.items()},
+        "rates": {name: [TRAINED, found] for name, found in rates.items()},
     }
 
 
