@@ -36,8 +36,8 @@ pairs fails only where n is about 64^2 / (2 log(V / 2)), above 200, and a failur
 Vocabularies are 8,192, or 512 where exact attention does not learn 8,192 in 60 minutes of one thread, and 256 for 64 pairs.
 Training: Adam, a warm-up, then a constant rate that goes down to 0 over the last fifth of the steps; it ends once recall of
 held-out sequences was 98 % twice (99 % in the first runs). The rate is the best of three on 300 steps of the smallest setting.
-A run begins with the weights of the same mechanism in the setting before; of its embedding with as many keys and values as there
-are. None takes more than 60 minutes of the processor.
+A run begins with the weights of the same mechanism in the setting before; of its embedding with as many keys and values as
+there are. None takes more than 60 minutes of the processor.
 """
 
 from __future__ import annotations
