@@ -41,6 +41,7 @@ test: $(READY)  ## all tests, on as many processes as there are cores (at most 4
 lint: $(READY)  ## ruff, mypy, and the contract that a module imports only from floors below its own
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
+	$(BIN)/mypy --strict --follow-imports=silent tests/packaging/typed.py
 	$(BIN)/lint-imports
 
 sanitize: $(READY)  ## the kernels under AddressSanitizer and UBSan, with every set of instructions that this machine has

@@ -9,9 +9,10 @@ from torch._C._nn import scaled_dot_product_attention as torchs_own  # also wher
 from .errors import SoftlookupError
 from .masks import Causal
 from .operator import attend
+from .uncompiled import eager
 
 
-@torch.compiler.disable
+@eager
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,

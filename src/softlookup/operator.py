@@ -23,6 +23,7 @@ from .problem import Problem
 from .running import MaskLike, Plan, StatsLike, canonical, column_sums, finish, follower, plan, run, value_and_stats
 from .scores import ScaledDot, Score
 from .summary import Stats, Summary, chosen, merge_all
+from .uncompiled import eager
 
 
 @overload
@@ -132,7 +133,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, stats: StatsLike | None, 
     return value if stats is None or stats is False else (value, Stats(values))
 
 
-@torch.compiler.disable
+@eager
 def lookup(
     query: Tensor,
     key: Tensor,
@@ -224,7 +225,7 @@ def _same_sink(a: Tensor | None, b: Tensor | None) -> bool:
     return a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
-@torch.compiler.disable
+@eager
 def received(
     query: Tensor,
     key: Tensor,
@@ -254,7 +255,7 @@ def received(
     return shapes.restore(column_sums(problem))
 
 
-@torch.compiler.disable
+@eager
 def divergence(
     first: tuple[Tensor, Tensor],
     second: tuple[Tensor, Tensor],
@@ -308,14 +309,14 @@ def _ungrouped(problem: Problem) -> Problem:
     return replace(problem, form=replace(problem.form, key=key), value=value)
 
 
-@torch.compiler.disable
+@eager
 def explain(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Plan:
     """Which engine `attend` would use for these arguments, and why each other one is not used."""
     arguments = arguments | {"names": chosen(arguments.pop("stats", None))}
     return plan(canonical(query, key, value, **arguments)[0])[1]
 
 
-@torch.compiler.disable
+@eager
 def scores_of(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
     """Final scores (…, H, L, S), -inf where hidden: the whole matrix, for small slices. Arguments as in `attend`."""
     problem, shift, shapes = canonical(query, key, value, **arguments)
@@ -325,7 +326,7 @@ def scores_of(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Te
     return shapes.restore(s.masked_fill(~visible, float("-inf")), 1)
 
 
-@torch.compiler.disable
+@eager
 def weights_of(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
     """Attention weights (…, H, L, S), after a sink if there is one: the whole matrix, for small slices."""
     problem, shift, shapes = canonical(query, key, value, **arguments)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, reduce
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -185,6 +185,15 @@ class Summary:
         assert self.sink is not None
         low = torch.finfo(self.log_z.dtype).min / 4
         return self.logsumexp.clamp(min=2 * low) - self.sink.clamp(min=3 * low)
+
+    @overload
+    def stats(self, name: str, /) -> Tensor: ...
+
+    @overload
+    def stats(self) -> Stats: ...
+
+    @overload
+    def stats(self, name: str, other: str, /, *more: str) -> Stats: ...
 
     def stats(self, *names: str) -> Tensor | Stats:
         """The statistics of these names (all that were kept if none is given): a tensor for one name, else `Stats`."""

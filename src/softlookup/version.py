@@ -1,6 +1,8 @@
 """The version of the package, which git's tags give when it is built."""
 
 try:
-    from ._version import version as __version__
+    from ._version import version
 except ImportError:  # never built: run from its source
-    __version__ = "0+unknown"
+    version = "0+unknown"
+
+__version__ = version

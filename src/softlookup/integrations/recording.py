@@ -16,6 +16,7 @@ from ..engines import native
 from ..operator import attend
 from ..running import follower
 from ..summary import CHEAP, Stats
+from ..uncompiled import eager
 from ..watching import Call, Probe, Seen
 from ..watching.sampling import ROWS, Sampler
 from .module_paths import Frame, ModulePaths
@@ -141,7 +142,7 @@ def unseen() -> Iterator[None]:
         follower.reset(token)
 
 
-@torch.compiler.disable
+@eager
 def attend_seen(
     query: Tensor,
     key: Tensor,
