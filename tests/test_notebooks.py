@@ -48,8 +48,12 @@ def test_there_are_notebooks():
     assert {path.stem for path in NOTEBOOKS} >= {"first_steps", "inside_a_language_model", "watch_and_rescue"}
 
 
+def by_length(path: Path):
+    return pytest.param(path, id=path.stem, marks=() if path.stem == "first_steps" else pytest.mark.experiment)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
+@pytest.mark.parametrize("path", map(by_length, NOTEBOOKS))
 def test_runs_top_to_bottom(path, command, tmp_path):
     if path.stem in MODELS and bundled.installed(MODELS[path.stem]) is None:
         pytest.skip(f"needs {MODELS[path.stem]}")

@@ -63,7 +63,7 @@ LOOPS = {
     "forward and backward": (3000, "gradients(seed=k % 7, mask=sl.Causal())"),
     "decoding": (4000, "sl.attend(*inputs(1, 40 + k % 50), stats=True)"),
     "a boolean tensor as mask": (1500, "sl.attend(*inputs(), mask=torch.rand(1, 1, 40, 60) > 0.5)"),
-    "padding": (1000, "sl.attend(*inputs(), mask=sl.Padding(torch.rand(1, 60) > 0.5) & sl.Causal(), stats=['entropy'])"),
+    "padding": (6000, "sl.attend(*inputs(), mask=sl.Padding(torch.rand(1, 60) > 0.5) & sl.Causal(), stats=['entropy'])"),
     "a dense bias": (300, "gradients(bias=torch.randn(40, 60, requires_grad=True), mask=lambda b, h, i, j: i - j > k % 5)"),
     "not finite": (300, "q, *kv = inputs(1 + k % 20); q[..., 0, 0] = torch.nan; sl.attend(q, *kv, stats=True)"),
 }
