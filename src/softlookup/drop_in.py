@@ -31,9 +31,7 @@ def scaled_dot_product_attention(
     """
 
     def torchs() -> Tensor:
-        return torchs_own(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        return torchs_own(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
     if not refuses(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa):
         if key.shape[-2] == 0 or query.numel() == 0 or value.numel() == 0 or query.shape[-1] == 0:

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import SoftlookupError
-from .extra import extra
 
 HOME = Path(__file__).parent
 
@@ -59,8 +58,7 @@ class Claim:
     @property
     def experiment(self) -> ModuleType:
         """`measure(given) -> dict` and `draw(axes, found, control)`."""
-        with extra():
-            return import_module(f"{__package__}.{self.name}.experiment")
+        return import_module(f"{__package__}.{self.name}.experiment")
 
 
 @cache
