@@ -48,7 +48,7 @@ def refusal(problem: Problem) -> str | None:
     if problem.rule is not None and not native_entmax.serves(problem):
         return f"its weights are those of Softmax, Entmax(1.5) or Sparsemax, not of {problem.rule!r}"
     if problem.hard:
-        return "its temperature is above 0"
+        return "it takes temperatures above 0, got 0"
     if isinstance(problem.place.queries, Tensor) and (length * problem.key.shape[2] > SCATTERED or not _by_place(problem)):
         return "where queries stand anywhere it takes few of them, and all keys, without dropout or ALiBi"
     if max(query.shape[-1], problem.value.shape[-1]) > WIDEST:

@@ -1,4 +1,4 @@
-"""Alarms: heads that leave the healthy range while a model trains, told once, with the remedy.
+"""Alarms: heads that leave the healthy range while a model trains, told once, the first of a kind with the remedy.
 
 Each kind is a `Rule`: a number per head, a threshold at which the alarm is raised, another, further back, at which it is
 cleared (hysteresis: a number that wavers about one threshold would ring at every step), and for how many observations in a row
@@ -48,7 +48,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Alarm:
-    """One head passed a threshold of one rule: beyond `raised`, or (cleared=True) back across the other."""
+    """One head passed a threshold of one rule: beyond `raised`, or (cleared=True) back across the other.
+
+    first: of its kind in this run; its line says what the kind means and what to do, which the others' leave out.
+    """
 
     kind: str
     layer: str
@@ -58,13 +61,15 @@ class Alarm:
     threshold: float
     rule: Rule = field(repr=False)
     cleared: bool = False
+    first: bool = True
 
     def __str__(self) -> str:
         where, number = f"step {self.step}: {self.layer} head {self.head}", f"{self.rule.quantity} {self.value:.3g}"
         if self.cleared:
             return f"{where}: {self.kind} is over: {number}"
         sign = ">" if self.rule.above else "<"
-        return f"{where}: {self.kind}: {number} ({sign} {self.threshold:.3g}). {self.rule.meaning} {self.rule.remedy}"
+        what = f"{where}: {self.kind}: {number} ({sign} {self.threshold:.3g})"
+        return f"{what}. {self.rule.meaning} {self.rule.remedy}" if self.first else what
 
 
 def _mean(stat: str) -> Callable[[LayerSeen], Tensor]:
@@ -204,6 +209,7 @@ class Alarms:
             self._rules = tuple(_moved(rule, raised) if rule.kind == kind else rule for rule in self._rules)
         self._judges: dict[tuple[str, str], _Judge] = {}
         self.active: dict[tuple[str, str, int], Alarm] = {}
+        self._told: set[str] = set()
 
     def __call__(self, step: int, seen: Seen) -> list[Alarm]:
         """What has changed since the last observation: alarms raised and cleared. step: a number of yours, told in them."""
@@ -221,13 +227,17 @@ class Alarms:
                 if layer.count:
                     judge = self._judges.setdefault((rule.kind, layer.name), _Judge(rule, layer.heads))
                     changes += judge.observe(layer, step)
-        for change in changes:
-            place = change.kind, change.layer, change.head
-            if change.cleared:
-                del self.active[place]
-            else:
-                self.active[place] = change
-        return changes
+        return [self._noted(change) for change in changes]
+
+    def _noted(self, change: Alarm) -> Alarm:
+        """The change, in `active` or out of it, which knows whether it is the first of its kind."""
+        place = change.kind, change.layer, change.head
+        if change.cleared:
+            del self.active[place]
+            return change
+        self.active[place] = change = replace(change, first=change.kind not in self._told)
+        self._told.add(change.kind)
+        return change
 
 
 def _moved(rule: Rule, raised: float) -> Rule:
