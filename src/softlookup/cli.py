@@ -432,6 +432,8 @@ def lab_run(
     files = {"Numbers": (numbers, lambda path: command.save_json(results, path))}
     _finish(files, command.shown(results), missing, errors)
     typer.echo(f"Results: {folder} (softlookup lab report --folder {folder})")
+    if missing:
+        raise _Told(USER_ERROR)
 
 
 @lab.command("report")

@@ -142,6 +142,20 @@ def test_the_command_line(tmp_path, monkeypatch):
         assert isinstance(found.exception, SoftlookupError), wrong
 
 
+def test_a_claim_that_cannot_be_run_is_told_of_and_leaves_the_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def without(claim, *said):
+        if claim.name == "domains":
+            raise SoftlookupError("whisper: expected its package")
+        return run(claim, *said)
+
+    monkeypatch.setattr("softlookup.lab.command.run", without)
+    said = CliRunner().invoke(app, ["lab", "run", "domains", "soft_to_hard", "--quick"])
+    assert said.exit_code == 2 and "Note: domains was not run: whisper: expected its package" in said.output
+    assert [path.name for path in (tmp_path / "lab").iterdir()] == ["soft_to_hard.json"]
+
+
 def test_figures_of_the_docs_are_of_the_committed_results():
     """`softlookup lab report --figures docs/images/lab` draws them; the first line says from what."""
     results = [result for claim in claims().values() if (result := committed(claim)) is not None]

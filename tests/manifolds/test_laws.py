@@ -96,6 +96,26 @@ def test_points_are_as_far_away_as_coordinates_can_say(name):
         assert ((got - far).abs() <= allowed).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("c", [1e-6, 1.0, 50.0])
+@pytest.mark.parametrize("name", ["lorentz", "poincare"])
+def test_beyond_the_end_of_coordinates_everything_stays_finite(name, c, dtype):
+    c = torch.tensor(c, dtype=dtype, requires_grad=True)
+    manifold = MANIFOLDS[name](c)
+    v = torch.nn.functional.normalize(tangents(1, 1, 6, dtype=dtype), dim=-1) / c.detach().sqrt()
+    origin, ends = manifold.point(torch.zeros(1, 1, 1, D, dtype=dtype)), []
+    for far in (39.0, 45.0, 89.0, 400.0, 1e6, 1e18):
+        leaf = (far * v).requires_grad_()
+        x = manifold.point(leaf)
+        torch.testing.assert_close(torch.nn.functional.cosine_similarity(x, v, -1), torch.ones_like(x[..., 0]))
+        ends.append((manifold.distances(origin, x).detach() * c.detach().sqrt()).max().item())
+        out = manifold.distance(x[..., :3, :], x[..., 3:, :]), attend(x, x, x, manifold=manifold), manifold.midpoint(x)
+        grads = torch.autograd.grad(sum((y / y.detach().abs().amax()).sum() for y in out), [leaf, c])
+        assert all(each.isfinite().all() for each in (*out, *grads)) and (out[0] > 0).all()
+    assert ends[-2:] == pytest.approx([ends[-3]] * 2, rel=0.05 if name == "poincare" else 1e-5), "the end moves"
+    assert ends[-1] > (14 if name == "poincare" else 34)
+
+
 def test_opposite_points_of_a_sphere():
     turn = torch.tensor([3.14, 3.1415, 3.14159])
     x, y = torch.tensor([[1.0, 0.0]]), torch.stack([turn.cos(), turn.sin()], -1)
@@ -443,6 +463,8 @@ REFUSED = {
     "outside": (lambda: Poincare().distance(X, 10 * X), "y: expected points in the ball, sqrt(curvature) |x| < 1, got 1.73205"),
     "outside, all pairs": (lambda: Poincare().distances(10 * X, X), "x: expected points in the ball"),
     "outside, middle": (lambda: Poincare().midpoint(10 * X), "x: expected points in the ball"),
+    "too far": (lambda: Lorentz().distance(X, 1e20 * X), "y: expected points with |x| and sqrt(curvature) |x| up to 1.8e+18"),
+    "too far by a curvature": (lambda: Lorentz(PER_HEAD * 400).midpoint(1e18 * X), "x: expected points with |x| and"),
     "outside, lifted": (lambda: Product((Poincare(), 3)).lift(10 * X), "x: expected points in the ball"),
 }
 

@@ -172,6 +172,14 @@ class Curved(Manifold):
             return c
         return (c[:, None, None] if c.ndim == 1 else c).to(like)
 
+    def stretched(self, x: Tensor) -> Tensor:
+        """(…, H, N, 1) c |x|^2 of points (…, Hkv, N, n), without a gradient and in the precision of sums."""
+        square = norm2(self.wide(x))
+        c = self.c(square)
+        if isinstance(c, Tensor) and c.ndim:
+            square = square.repeat_interleave(len(c) // square.shape[-3], -3)
+        return (c * square).detach()
+
     def tensors(self) -> list[Tensor]:
         return [self.curvature] if isinstance(self.curvature, Tensor) else []
 

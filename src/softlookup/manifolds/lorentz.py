@@ -8,11 +8,16 @@ from torch import Tensor
 from ..scores import Hyperbolic
 from ..scores import Product as ProductForm
 from .base import Curved, norm2
-from .guard import takes
+from .guard import insist, takes
 from .series import arsinhc, sinhc
 
 NEAR = 2.0
 """Times of queries up to which products in single precision have distances to 1e-3."""
+
+
+def most(dtype: torch.dtype) -> float:
+    """Lengths up to which no product of two coordinates overflows."""
+    return float(0.1 * torch.finfo(dtype).max ** 0.5)
 
 
 class Lorentz(Curved):
@@ -28,11 +33,18 @@ class Lorentz(Curved):
 
     with the difference of times from that of points, and for y the one that is nearer to the origin: no digits are lost where
     points are near or c is small; where they are far from the origin as many as in writing them down, a relative rounding of t.
+
+    Products of coordinates end the space: for c >= 1 `point` goes no further than 42 / sqrt(c) from the origin in single
+    precision, 352 / sqrt(c) in double. Finite vectors with |x| or sqrt(c) |x| above 1.8e18 or 1.3e153 are refused, also where a
+    mask hides them.
     """
 
     @takes("tangents")
     def point(self, v: Tensor) -> Tensor:
-        return v * sinhc(self.c(v) * norm2(v))
+        c = self.c(v)
+        border = (most(v.dtype) / 2 * torch.as_tensor(c, dtype=v.dtype).detach().sqrt().clamp(max=1)).asinh()
+        v = v * (border / torch.maximum(self.stretched(v).sqrt(), border)).to(v)
+        return v * sinhc(c * norm2(v))
 
     @takes("points", "points")
     def squared(self, x: Tensor, y: Tensor) -> Tensor:
@@ -57,6 +69,16 @@ class Lorentz(Curved):
         right = torch.cat([y.expand(*b.shape[:-1], -1), stretch * b, torch.ones_like(b), b], -1)
         chord = (left @ right.mT).clamp(min=0).to(dtype)
         return chord * arsinhc(self.c(chord) * chord / 4).square()
+
+    def check(self, x: Tensor, name: str) -> Tensor:
+        far = torch.maximum(self.stretched(x), norm2(self.wide(x.detach()))).sqrt()
+        beyond, end = (far > most(x.dtype)) & x.isfinite().all(-1, keepdim=True), f"{most(x.dtype):.2g} in {x.dtype}"
+        return insist(
+            x,
+            ~beyond,
+            torch.where(beyond, far, 0).amax(),
+            f"{name}: expected points with |x| and sqrt(curvature) |x| up to {end}, got {{}}",
+        )
 
     def space(self, x: Tensor) -> Tensor:
         """(…, n) the coordinates in space of points."""

@@ -47,11 +47,7 @@ class Poincare(Lorentz):
         return x * (inside / (self.c(x) * norm2(x)).detach().sqrt().clamp(min=inside))
 
     def check(self, x: Tensor, name: str) -> Tensor:
-        square = norm2(self.wide(x.detach()))
-        c = self.c(square)
-        if isinstance(c, Tensor) and c.ndim:
-            square = square.repeat_interleave(len(c) // square.shape[-3], -3)
-        square = c * square
+        square = self.stretched(x)
         return insist(
             x, ~(square >= 1), square.amax().sqrt(), f"{name}: expected points in the ball, sqrt(curvature) |x| < 1, got {{}}"
         )
