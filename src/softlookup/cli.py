@@ -427,7 +427,8 @@ def lab_run(
         with _progress(errors) as say:
             results, missing = command.run_all(names, quick, retrain, expanded(folder), say)
     except KeyboardInterrupt:
-        _complain(f"interrupted; results of the claims that were finished are in {folder}")
+        again = "; the same command goes on from the trainings that were made" * retrain
+        _complain(f"interrupted; the result of a claim is in {folder} as soon as it is finished{again}")
         raise _Told(INTERRUPTED) from None
     files = {"Numbers": (numbers, lambda path: command.save_json(results, path))}
     _finish(files, command.shown(results), missing, errors)

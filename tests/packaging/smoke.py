@@ -34,5 +34,5 @@ for arguments in (["--version"], ["info"]):
     said = subprocess.run([command, *arguments], capture_output=True, text=True, check=True)
     assert said.stdout, arguments
 said = subprocess.run([command, "lab", "list"], capture_output=True, text=True)
-assert (said.returncode, said.stderr.count("\n")) == (2, 1) and "pip install 'softlookup[lab,hf]'" in said.stderr, said
+assert (said.returncode, said.stderr.count("\n")) == (2, 1) and "pip install 'softlookup[lab]'" in said.stderr, said
 print(f"softlookup {sl.__version__}: the wheel works")

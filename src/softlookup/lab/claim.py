@@ -70,17 +70,13 @@ def claims() -> dict[str, Claim]:
 
 def chosen(names: Sequence[str]) -> list[Claim]:
     """Claims by their names; "all" names all."""
-    known, found = claims(), []
+    known = claims()
     for name in names:
-        if name == "all":
-            return list(known.values())
-        if name not in known:
+        if name not in (*known, "all"):
             near = get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ", which `softlookup lab list` shows"
             raise SoftlookupError(f"{name}: expected all or the name of a claim{hint}")
-        if known[name] not in found:
-            found.append(known[name])
-    return found
+    return list(known.values()) if "all" in names else [known[name] for name in dict.fromkeys(names)]
 
 
 def _read(path: Path) -> Claim:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -12,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import SoftlookupError
-from ..files import write_text
+from ..files import reason, write_text
 from ..inspection.writing import finite
 from .claim import Claim, Quantity, chosen, claims
 from .figure import of_its_own
@@ -39,7 +40,12 @@ def run_all(
     not be run, as where a model is not installed."""
     results, missing = [], []
     wanted = chosen(names)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):  # before the measuring, which may take an hour
+            pass
+    except OSError as error:
+        raise SoftlookupError(f"--folder: expected a folder to write to, got {folder} ({reason(error)})") from None
     for claim in wanted:
         try:
             results.append(run(claim, quick, folder if retrain else None, say))

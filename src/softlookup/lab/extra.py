@@ -14,4 +14,4 @@ def extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise UnsupportedError(f"the lab: expected {error.name}, found none; pip install 'softlookup[lab,hf]'") from None
+        raise UnsupportedError(f"the lab: expected {error.name}, found none; pip install 'softlookup[lab]'") from None

@@ -40,8 +40,8 @@ def of_its_own(result: Result) -> str:
 
 
 def origin(result: Result) -> str:
-    """The command that measures a claim, and the checksum of what it found."""
-    return f"softlookup lab run {result.claim.name}, sha256 {hashlib.sha256(result.to_json().encode()).hexdigest()}"
+    """The command that measured a claim, and the checksum of what it found."""
+    return f"{result.command}, sha256 {hashlib.sha256(result.to_json().encode()).hexdigest()}"
 
 
 def halves(axes: Any) -> tuple[Any, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from math import inf
+from math import inf, isnan
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -25,9 +25,9 @@ def page(results: Sequence[Result]) -> str:
     return text
 
 
-def number(x: float) -> str:
-    """Four digits, in words a reader would write."""
-    return f"{x:,.0f}" if 1e4 <= abs(x) < 1e7 else f"{x:.4g}"
+def number(x: float, digits: int = 4) -> str:
+    """So many digits, in words a reader would write."""
+    return f"{x:,.0f}" if 1e4 <= abs(x) < 1e7 else f"{x:.{digits}g}"
 
 
 def interval(low: float, high: float) -> str:
@@ -36,11 +36,14 @@ def interval(low: float, high: float) -> str:
         return f"≤ {number(high)}"
     if high == inf:
         return f"≥ {number(low)}"
-    return f"{number(low)} to {number(high)}"
+    digits = 4 if number(low) != number(high) else 8
+    return f"{number(low, digits)} to {number(high, digits)}"
 
 
 def spread(found: Measured) -> str:
     """A mean with its interval."""
+    if isnan(found.mean):
+        return "no number"
     mean = number(found.mean)
     return mean if found.low == found.high else f"{mean} ({number(found.low)} to {number(found.high)})"
 
@@ -77,7 +80,7 @@ def _section(result: Result) -> str:
         cells = [f"{html.escape(q.meaning)}<small>{html.escape(q.source)}</small>", interval(q.low, q.high)]
         cells += [f"{spread(each)} {_mark(each.verdict(q.low, q.high))}" for each in both]
         rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    said, quick = ("quick run", " --quick") if result.quick else ("full run", "")
+    said = "quick run" if result.quick else "full run"
     seeds = f"{len(result.found)} seeds" if len(result.found) > 1 else "one seed"
     return f"""<section id="{claim.name}">
 <div class="text">{MarkdownIt().enable("table").render(claim.text)}</div>
@@ -86,5 +89,5 @@ def _section(result: Result) -> str:
 <th>control: {html.escape(claim.control)}</th></tr></thead><tbody>
 {"".join(rows)}
 </tbody></table></div>
-<p class="made">{said}, {seeds}, {result.seconds:,.0f} s · <code>softlookup lab run {claim.name}{quick}</code></p>
+<p class="made">{said}, {seeds}, {result.seconds:,.0f} s · <code>{result.command}</code></p>
 </section>"""

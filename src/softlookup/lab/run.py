@@ -6,13 +6,14 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from math import inf
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import SoftlookupError, UnsupportedError
+from ..inspection.writing import finite
 from .claim import Claim
 from .extra import extra
 from .records import Records
@@ -47,9 +48,15 @@ class Result:
     found: list[dict[str, Any]]
     control: list[dict[str, Any]]
 
+    @property
+    def command(self) -> str:
+        """What makes it."""
+        return f"softlookup lab run {self.claim.name}{' --quick' * self.quick}"
+
     def measured(self, name: str, control: bool = False) -> Measured:
         """A quantity over seeds."""
-        return Measured.of([each[name] for each in (self.control if control else self.found)])
+        values = (each[name] for each in (self.control if control else self.found))
+        return Measured.of([nan if value is None else value for value in values])
 
     def verdict(self, control: bool = False) -> Verdict:
         """Of all predictions together."""
@@ -80,10 +87,10 @@ class Result:
         return rows
 
     def to_json(self) -> str:
-        """found and control a line for each seed."""
+        """found and control a line for each seed, null where there is no number."""
         plain = {"name": self.claim.name, "quick": self.quick, "seconds": round(self.seconds, 1)}
         lists = (
-            f"{json.dumps(key)}: [\n" + ",\n".join(map(json.dumps, some)) + "\n]"
+            f"{json.dumps(key)}: [\n" + ",\n".join(json.dumps(finite(each)) for each in some) + "\n]"
             for key, some in (("found", self.found), ("control", self.control))
         )
         return json.dumps(plain)[:-1] + ",\n" + ",\n".join(lists) + "}\n"

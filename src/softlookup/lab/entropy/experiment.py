@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,13 @@ import softlookup as sl
 
 from ..figure import THEORY, WITH, WITHOUT, halves
 from ..run import Given
+from . import model
 
 ROWS, KEYS, RANGE, ABOVE = 256, 16384, 6.0, 5.0
 WIDE, SPARSE = (1.0, 1.25, 1.5, 1.75, 2.0), (0.5, 0.75, 1.0, 1.25)
 """Deviations σ of Gaussian logits, for the entropy and for 1 / Σp²."""
 LENGTHS = (256, 1024, 4096, 16384, 65536)
 FIXED, SSMAX = sl.ScaledDot(), sl.ScaledDot(ssmax=0.3)
-TOKENS, SHORT = 2048, 64
 
 
 def seen(keys: Tensor, score: sl.Score, factors: tuple[float, ...] = (1.0,), temperature: float = 1.0) -> sl.Stats:
@@ -82,30 +83,16 @@ def remedies(remedy: bool) -> dict[str, Any]:
     return {"ssmax": weights[-1], "adaptive": float(kept.max_weight / before.max_weight), "weights": weights}
 
 
-def real(passage: int, ssmax: bool) -> list[list[float]]:
-    """Of SmolLM2 on a passage: [log n, mean entropy over heads and queries] of queries that see n keys, by octave of n."""
-    from ...inspection.loading import load
-    from ...inspection.text import read, read_text
-    from ...remedies import ssmax_
-
-    loaded, (content, _) = load("smollm2"), read_text(None)
-    model = ssmax_(loaded.model, SHORT) if ssmax else loaded.model
-    batch = read(loaded.tokenizer, content[passage * 8 * TOKENS :], TOKENS).batch
-    with torch.no_grad(), sl.watch(model, keep="rows", stats=("entropy",)) as watched:
-        model(**batch)
-    entropy = torch.stack([layer.rows("entropy") for layer in watched.layers.values()]).double().flatten(0, -2).mean(0)
-    octaves = (torch.arange(low, 2 * low) for low in (SHORT * 2**i for i in range(int(math.log2(TOKENS / SHORT)))))
-    return [[float((at + 1.0).log().mean()), float(entropy[at].mean())] for at in octaves]
-
-
 def measure(given: Given) -> dict[str, Any]:
     torch.manual_seed(given.seed)
     found = gaussian(SSMAX if given.control else FIXED) | bounded(SSMAX if given.control else FIXED)
     found |= remedies(not given.control)
-    key = f"SmolLM2, passage {given.seed}, {TOKENS} tokens{', SSMax' if given.control else ''}"
-    # A quick run reads the record too: the model may not be installed.
-    model = given.records.get(key, lambda: real(given.seed, given.control))
-    return found | {"model": slope(*zip(*model, strict=True)), "by_length": model}
+    passage = f"passage {given.seed}, {model.TOKENS} tokens{', SSMax' if given.control else ''}"
+    # A quick run reads the records too: the model may not be installed.
+    by_length = given.records.get(f"SmolLM2, {passage}", partial(model.growth, given.seed, given.control))
+    laws = given.records.get(f"SmolLM2's logits, {passage}", partial(model.laws, given.seed, given.control))
+    found |= {f"model_{name}": number for name, number in laws.items()}
+    return found | {"model": slope(*zip(*by_length, strict=True)), "by_length": by_length}
 
 
 def draw(axes: Any, found: list[dict[str, Any]], control: list[dict[str, Any]]) -> None:
