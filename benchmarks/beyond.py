@@ -1,11 +1,12 @@
 """Everything beyond softmax over all pairs, side by side on a real model's queries, keys and values: one page from one command.
 
-    python benchmarks/beyond.py [--only error|cost|hierarchy] [--page docs/beyond.md] [--tokens 8192] [--threads 2]
+    python benchmarks/beyond.py [--only error|cost|cost_of_all|hierarchy] [--page docs/beyond.md] [--tokens 8192] [--threads 2]
 
 error: of each mechanism, how far its values are from exact attention's, for all heads of six layers of SmolLM2 reading 8,192
 tokens; nothing is trained or fitted. cost: seconds of a causal forward of one layer (9 heads of 64) by length, beyond 8,192
-tokens on the same queries, keys and values tiled. hierarchy: `hierarchy.py`. What is measured is kept in beyond.json part by
-part, and the page is made of it; a part that is there is measured again only if named.
+tokens on the same queries, keys and values tiled; cost_of_all: the same of those that read all keys. hierarchy:
+`hierarchy.py`. What is measured is kept in beyond.json part by part, and the page is made of it; a part that is there is
+measured again only if named.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ LENGTHS = tuple(2**n for n in range(10, 17))
 LONGEST = 60.0
 """Seconds that a forward may be expected to take; longer ones are left out."""
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
+Ways = Callable[[int], Iterator[tuple[str, str, Way]]]
 
 
 def causal_ways(length: int) -> Iterator[tuple[str, str, Way]]:
@@ -83,12 +86,13 @@ def causal_ways(length: int) -> Iterator[tuple[str, str, Way]]:
 
 def other_ways(length: int) -> Iterator[tuple[str, str, Way]]:
     """Of those that read all keys, beside exact attention to all keys."""
+    yield "", "exact", sl.attend
     for landmarks in (64, 256):
         yield "landmarks", f"Nyström, {landmarks}", lambda q, k, v, m=landmarks: linear.nystrom(q, k, v, landmarks=m)
     means = torch.eye(256).repeat_interleave(length // 256, 1) * 256 / length
     yield "mixtures", "Linformer, means of 256 segments", lambda q, k, v: linear.linformer(q, k, v, means)
     yield "linear", "256 random features", lambda q, k, v: linear.attend(q, k, v, features=linear.RandomFeatures(64, 256))
-    blocks = length // sparse.blocks.KEYS // 8
+    blocks = max(1, length // sparse.blocks.KEYS // 8)
     yield "sparse", "1/8 of the blocks, by upper", lambda q, k, v: sparse.attend(q, k, v, k=blocks).value
 
 
@@ -119,13 +123,13 @@ def error(tokens: int) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def cost(tokens: int) -> list[dict[str, Any]]:
+def cost(tokens: int, ways: Ways = causal_ways) -> list[dict[str, Any]]:
     """One row per mechanism: seconds by length, the median of three, of one where it takes over five seconds."""
     q, k, v = of_smollm2(tokens)[LAYERS[2]]
     rows: dict[str, dict[str, Any]] = {}
     for length in LENGTHS:
         tensors = [x.repeat(1, 1, -(-length // tokens), 1)[:, :, :length].contiguous() for x in (q, k, v)]
-        for kind, name, way in causal_ways(length):
+        for kind, name, way in ways(length):
             row = rows.setdefault(name, {"kind": kind, "name": name, "seconds": {}})
             before = row["seconds"].get(str(length // 2))
             if length > LENGTHS[0] and (before is None or 4 * before > LONGEST):
@@ -153,7 +157,12 @@ def tree(_: int) -> list[dict[str, Any]]:
     return rows
 
 
-PARTS: dict[str, Callable[[int], list[dict[str, Any]]]] = {"error": error, "cost": cost, "hierarchy": tree}
+PARTS: dict[str, Callable[[int], list[dict[str, Any]]]] = {
+    "error": error,
+    "cost": cost,
+    "cost_of_all": partial(cost, ways=other_ways),
+    "hierarchy": tree,
+}
 
 
 def main() -> None:

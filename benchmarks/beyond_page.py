@@ -15,11 +15,14 @@ def page(kept: dict[str, Part]) -> str:
     """Markdown of the parts that are there."""
     lines = [
         "# What each gives up",
-        prose("""`python benchmarks/beyond.py` measures everything beyond softmax over all pairs side by side and writes this
-            page, figures and all. Nothing is trained or fitted to the model: one that was trained with a mechanism may lose
-            little by it, and what is called an error here is a distance from the softmax that this one was trained with."""),
+        prose("""`python benchmarks/beyond.py` measures what can stand in for softmax over all pairs in a model as it is, side
+            by side, and writes this page, figures and all; parts that are kept in its JSON it measures again where `--only`
+            names them. Nothing is trained or fitted to the model: one that was trained with a mechanism may lose little by it,
+            and what is called an error here is a distance from the softmax that this one was trained with. What has to be
+            learned first is measured where it was: gated and delta recurrences by associative recall, learned geometries by a
+            hierarchy."""),
     ]
-    for name, lines_of in (("error", of_error), ("cost", of_cost)):
+    for name, lines_of in (("error", of_error), ("cost", of_cost), ("cost_of_all", of_cost_of_all)):
         if name in kept:
             lines += lines_of(kept[name])
     lines += of_recall()
@@ -45,17 +48,29 @@ def of_error(part: Part) -> list[str]:
 
 
 def of_cost(part: Part) -> list[str]:
-    rows = part["rows"]
-    lengths = sorted({int(n) for row in rows for n in row["seconds"]})
-    told = [[f"{row['seconds'][str(n)]:.3g}" if str(n) in row["seconds"] else "" for n in lengths] for row in rows]
-    cells = [[row["kind"], row["name"], *times] for row, times in zip(rows, told, strict=True)]
     return [
         "## Time",
         prose(f"""Seconds of a causal forward of one layer, 9 heads of 64, on {part["threads"]} cores ({part["machine"]}).
             Beyond {part["tokens"]:,} tokens the same queries, keys and values are repeated (synthetic). What was expected to
-            take over a minute is left out."""),
-        table(["tokens", "", *(f"{n:,}" for n in lengths)], cells),
+            take over a minute is left out. An eighth of the blocks is one of all pairs: about a quarter of those that a causal
+            mask leaves."""),
+        seconds(part["rows"]),
     ]
+
+
+def of_cost_of_all(part: Part) -> list[str]:
+    return [
+        prose(f"""The same over all keys, on {part["threads"]} cores ({part["machine"]}), measured another day."""),
+        seconds(part["rows"]),
+    ]
+
+
+def seconds(rows: list[dict[str, Any]]) -> str:
+    """A table of seconds by length."""
+    lengths = sorted({int(n) for row in rows for n in row["seconds"]})
+    told = [[f"{row['seconds'][str(n)]:.3g}" if str(n) in row["seconds"] else "" for n in lengths] for row in rows]
+    cells = [[row["kind"], row["name"], *times] for row, times in zip(rows, told, strict=True)]
+    return table(["tokens", "", *(f"{n:,}" for n in lengths)], cells)
 
 
 def of_recall() -> list[str]:

@@ -1,4 +1,4 @@
-"""Linear attention against exact attention and against its own recurrence, step by step in torch.
+"""Linear attention against exact attention and its own recurrence, step by step in torch; and what gates cost.
 
     python benchmarks/linear.py [--keys 65536] [--heads 8] [--width 64] [--rounds 3] [--threads 2]
 
@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,6 +34,18 @@ def step_by_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
+def with_gradients(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Chunks in torch, which gradients take."""
+    with torch.enable_grad():
+        return linear.attend(q.detach().requires_grad_(), k, v, causal=True)
+
+
+def gated(q: Tensor, k: Tensor, v: Tensor, apart: bool = False) -> Tensor:
+    """A recurrence with a gate for each head, or for each of its dimensions."""
+    gate = torch.full(q.shape if apart else q.shape[:3], -0.01)
+    return linear.recur(q, k, v, log_gate=gate)[0]
+
+
 @torch.no_grad()
 def seconds(act: Callable[..., Tensor], tensors: list[Tensor]) -> float:
     start = time.perf_counter()
@@ -50,6 +63,9 @@ def main() -> None:
     ways: dict[str, Callable[..., Tensor]] = {
         "linear, chunks": lambda *x: linear.attend(*x, causal=True),
         "linear, step by step": step_by_step,
+        "linear, with gradients": with_gradients,
+        "one gate": gated,
+        "gates of dimensions": partial(gated, apart=True),
         "exact": lambda *x: sl.attend(*x, mask=sl.Causal()),
     }
     tensors = [torch.randn(1, said.heads, said.keys, said.width) for _ in range(3)]

@@ -80,6 +80,18 @@ def test_entmax_is_that_of_its_package_and_of_bisection(alpha, keys, spread):
     torch.testing.assert_close(sl.attend(q, k, v, normalizer=normalizer), p @ v, rtol=0, atol=near * float(v.abs().max()))
 
 
+@pytest.mark.parametrize("alpha", [1.1, 1.5, 1.75, 2.0, 3.0, torch.tensor(1.3).double(), torch.tensor([1.2, 2.5]).double()])
+def test_weights_are_those_that_the_threshold_says(alpha, budget):
+    """[(alpha - 1)(s - rho)]_+ ^ (1 / (alpha - 1)) with the rho that `threshold` reports."""
+    q, k, v = (torch.randn(1, 2, n, 4, dtype=torch.float64) for n in (9, 30, 30))
+    _, stats = sl.attend(q, 2 * k, v, normalizer=sl.Entmax(alpha, temperature=0.7), stats=["threshold"])
+    p = sl.operator.weights_of(q, 2 * k, v, normalizer=sl.Entmax(alpha, temperature=0.7))
+    curve = torch.as_tensor(alpha, dtype=torch.float64).reshape(-1, 1, 1) - 1
+    above = (curve * (q @ k.mT / 0.7 - stats.threshold[..., None])).clamp(min=0)
+    torch.testing.assert_close(p, above ** (1 / curve), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(p.sum(-1), torch.ones(1, 2, 9, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_statistics_by_their_definitions(name, budget):
     case = rule_case(name)
@@ -557,6 +569,9 @@ def test_what_cannot_be_is_one_line():
     wrong = {
         "alpha: expected a finite number >= 1, got 0.5": sl.Entmax(0.5),
         "alpha: expected every entry of the tensor >= 1 and finite, got 0.5": sl.Entmax(torch.tensor(0.5)),
+        "alpha: expected a finite number >= 1, got True": sl.Entmax(True),
+        "alpha: expected a tensor of real numbers >= 1, got one of torch.bool": sl.Entmax(torch.tensor(True)),
+        "alpha: expected a tensor of real numbers >= 1, got one of torch.complex64": sl.Entmax(torch.tensor(1.5 + 0j)),
         "Entmax: expected tensors of shape () or (2,), got (3,)": sl.Entmax(torch.full((3,), 1.5)),
         "temperature: expected > 0": sl.Sparsemax(temperature=0),
         "temperature: expected that of the softmax": sl.Hard(0),

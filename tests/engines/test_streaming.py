@@ -80,6 +80,15 @@ def test_dropout_is_a_function_of_place(p, budget):
     torch.testing.assert_close(torch.autograd.grad(value.cos().sum(), leaves), torch.autograd.grad(want.cos().sum(), leaves))
 
 
+def test_few_masks_of_blocks_are_kept():
+    """Whole rows meet a causal mask in as many ways as there are blocks: all of them would be the matrix."""
+    x = torch.zeros(1, 1, 4096, 1)
+    cut = tiling.Tiling(sl.running.canonical(x, x, x, mask=sl.Causal(), normalizer=sl.TopK(4))[0])
+    partly = [block for at in cut.queries() for block in cut.blocks(at) if block.visible is not None]
+    kept = [each.seen.numel() for each in cut.seen.values() if isinstance(each, tiling.Visible)]
+    assert len(partly) == 4096 // cut.rows and sum(kept) <= (tiling.KEPT + 1) * cut.budget < 4096**2 / 4
+
+
 def test_dropout_keeps_the_share_and_the_mean():
     q, k, v = tensors(q=200, s=300, b=1, h=2)
     v = torch.ones_like(v)

@@ -56,3 +56,11 @@ def test_shares_do_not_depend_on_the_size_of_values(size):
 def test_what_is_not_finite_has_no_error():
     found = linear.error_against_exact(lambda *x: math.nan * sl.attend(*x), q, k, v)
     assert str(found) == "error undefined, as some values are not finite"
+
+
+def test_exact_attention_may_have_arguments_of_its_own():
+    said = {"scale": 2.0, "normalizer": sl.Entmax(1.5), "mask": sl.Causal()}
+    assert linear.error_against_exact(lambda *x: sl.attend(*x, **said), q, k, v, **said).relative == 0
+    assert linear.error_against_exact(lambda *x: sl.attend(*x, **said), q, k, v, mask=sl.Causal()).relative > 0.1
+    with pytest.raises(sl.SoftlookupError, match="expected values alone, got stats='entropy'"):
+        linear.error_against_exact(halved, q, k, v, stats="entropy")

@@ -188,6 +188,56 @@ def test_cosformer_weights_fall_with_distance():
     torch.testing.assert_close(weights, 3 * torch.cos(math.pi / 2 * apart / 40), atol=1e-5, rtol=1e-5)
 
 
+def both_softmaxes(x, w):
+    """(softmax(y), softmax(-y)) of rows y = x W, W of each head."""
+    up = (x @ w).exp()
+    return torch.cat([up / up.sum(-1, keepdim=True), 1 / up / (1 / up).sum(-1, keepdim=True)], -1)
+
+
+def turned_by_place(x, _):
+    turn = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] * math.pi / 128  # of a length of 64
+    return torch.cat([x.clamp(min=0) * turn.cos(), x.clamp(min=0) * turn.sin()], -1)
+
+
+def waves(x, w):
+    turns = x @ w.mT / E**0.25
+    return torch.cat([turns.sin(), turns.cos()], -1) * (x.square().sum(-1, keepdim=True) / E**0.5 / 2).exp()
+
+
+DEFINED = {
+    "elu": lambda x, _: torch.where(x > 0, x + 1, x.exp()),
+    "relu": lambda x, _: torch.where(x > 0, x, 0) + 1e-3,
+    "positive": lambda x, w: (x @ w.mT / E**0.25 - x.square().sum(-1, keepdim=True) / E**0.5 / 2).exp(),
+    "trigonometric": waves,
+    "hedgehog": both_softmaxes,
+    "cosformer": turned_by_place,
+}
+
+
+class Written(linear.FeatureMap):
+    def __init__(self, phi, of_query, of_key):
+        super().__init__()
+        self.phi, self.of_query, self.of_key = phi, of_query, of_key
+
+    def query(self, x, first=0):
+        return self.phi(x, self.of_query)
+
+    def key(self, x, first=0):
+        return self.phi(x, self.of_key)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", MAPS)
+def test_each_map_is_its_definition_written_out(name, causal):
+    """With other matrices than a map begins with, those of queries and of keys apart."""
+    (q, k, v), features, make = tensors(), MAPS[name]().double(), torch.Generator().manual_seed(1)
+    for learned in features.parameters():
+        torch.nn.init.normal_(learned, generator=make)
+    held = [*features.parameters()] or 2 * [*features.buffers()] or [None, None]
+    got = linear.attend(q, k, v, features=features, causal=causal)
+    torch.testing.assert_close(got, by_pairs(q, k, v, Written(DEFINED[name], *held), causal))
+
+
 # ---- recurrences -------------------------------------------------------------------------------------------------------
 
 

@@ -233,6 +233,7 @@ PER_HEAD = torch.tensor([1.0, 1.0, 1.0, 30.0])
 BAD = {
     "no manifold": (lambda: attend("sphere"), "manifold: expected a Manifold"),
     "power": (lambda: attend(Sphere(), power=3), "power: expected 1 or 2, got 3"),
+    "power in words": (lambda: attend(Sphere(), power="1"), "power: expected 1 or 2, got '1'"),
     "scale": (lambda: attend(Sphere(), scale=2.0), "scale: expected None"),
     "widths": (lambda: attend(Lorentz(), width=D + 1), "Distance: expected queries and keys of the same width"),
     "no tensor": (lambda: manifolds.attend([1.0], None, None, manifold=Lorentz()), "query: expected a torch tensor"),
@@ -282,6 +283,18 @@ def test_compiled_graphs_are_whole_and_the_same():
         found.append([y, *torch.autograd.grad(y.cos().sum(), leaves)])
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
     refuses_a_curvature_below_0(compiled, leaves)
+
+
+def test_compiled_middles_are_the_same_and_refuse_weights_below_0():
+    torch.compiler.reset()
+    x, w = torch.rand(2, 5, 3, dtype=torch.float64).requires_grad_(), torch.rand(2, 1, 5, dtype=torch.float64).requires_grad_()
+    compiled, found = torch.compile(Sphere().frechet_mean, fullgraph=True, backend="aot_eager"), []
+    for call in (Sphere().frechet_mean, compiled):
+        y = call(x, w, 2)
+        found.append([y, *torch.autograd.grad(y.cos().sum(), (x, w))])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    with pytest.raises(sl.SoftlookupError, match="^weights: expected numbers >= 0, got -1[.]"):
+        compiled(x, w - 2, 2)
 
 
 def test_exported_graphs_are_the_same():

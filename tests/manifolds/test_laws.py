@@ -410,7 +410,10 @@ def test_points_that_meet_have_finite_gradients(manifold):
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf, "1", None, torch.tensor([1.0, -1.0]), torch.tensor([[1.0]])])
+@pytest.mark.parametrize(
+    "bad",
+    [0.0, -1.0, math.nan, math.inf, "1", None, True, *map(torch.tensor, ([1.0, -1.0], [[1.0]], True, 1 + 0j))],
+)
 @pytest.mark.parametrize("of", [Sphere, Lorentz, Poincare])
 def test_curvatures_are_finite_and_positive(of, bad):
     with pytest.raises(SoftlookupError, match=f"^{of.__name__}: expected .*, got [^\n]*$"):
@@ -439,7 +442,24 @@ def test_a_learned_curvature_that_is_no_longer_positive_is_refused(of):
                         call()
 
 
-X, PER_HEAD = torch.full((1, 2, 5, 3), 0.1), torch.ones(2)
+class Unmade(Manifold):
+    pass
+
+
+class Lifted(Manifold):
+    def lift(self, x):
+        return Euclidean().lift(x)
+
+
+class Made(Lifted):
+    def squared(self, x, y):
+        return Euclidean().squared(x, y)
+
+    def project(self, sums):
+        return Euclidean().project(sums)
+
+
+X, W, PER_HEAD = torch.full((1, 2, 5, 3), 0.1), torch.ones(1, 5), torch.ones(2)
 REFUSED = {
     "no tensor": (lambda: Lorentz().point([1.0]), "v: expected a tensor of real numbers, got list"),
     "integers": (lambda: Poincare().distance(X, X.long()), "y: expected a tensor of real numbers, got a int64 tensor"),
@@ -453,6 +473,15 @@ REFUSED = {
     "number of weights": (lambda: Sphere().midpoint(X, torch.ones(1, 4)), "weights: expected a tensor (…, M, 5), got"),
     "weights in a row": (lambda: Lorentz().frechet_mean(X, torch.ones(5)), "weights: expected a tensor (…, M, 5), got"),
     "heads of weights": (lambda: Lorentz().midpoint(X, torch.ones(3, 1, 5)), "x, weights: expected leading dimensions that"),
+    "weights below 0": (lambda: Euclidean().midpoint(X, -W), "weights: expected numbers >= 0, got -1"),
+    "weights of a mean below 0": (lambda: Sphere().frechet_mean(X, W - 3), "weights: expected numbers >= 0, got -2"),
+    "steps in words": (lambda: Sphere().frechet_mean(X, steps="a"), "steps: expected a whole number, got 'a'"),
+    "steps below 0": (lambda: Sphere().frechet_mean(X, steps=-1), "steps: expected at least 0, got -1"),
+    "no point": (lambda: Unmade().point(X), "Unmade: expected a Manifold with point(), got none"),
+    "no squared": (lambda: Unmade().distance(X, X), "Unmade: expected a Manifold with squared(), got none"),
+    "no lift": (lambda: Unmade().midpoint(X), "Unmade: expected a Manifold with lift(), got none"),
+    "no project": (lambda: Lifted().midpoint(X), "Lifted: expected a Manifold with project(), got none"),
+    "no pull": (lambda: Made().frechet_mean(X), "Made: expected a Manifold with pull(), got none"),
     "sums": (lambda: Lorentz().project(X[..., :2]), "sums: expected at least 3 coordinates of sums, got 2"),
     "sums of a ball": (lambda: Poincare().project(X[..., :1]), "sums: expected at least 3 coordinates of sums, got 1"),
     "tangents of a product": (lambda: Product((Sphere(), 2)).point(X), "v: expected 1 coordinates of tangents, got 3"),

@@ -174,6 +174,10 @@ def test_boxes_of_other_keys_are_refused():
         (lambda: sparse.top_blocks(key, key[:, :, 1:], k=1, boxes=boxes), "boxes: expected those of the keys, (1, 2, 39, 8)"),
         (lambda: sparse.top_blocks(key, key, k=1, keys=8, boxes=boxes), "keys: expected 16 per block, as the boxes have"),
         (lambda: boxes.extended(key[:, :, :39]), "Boxes: expected the 40 keys so far and those after them, (1, 2, 40, 8)"),
+        (lambda: boxes.extended("x"), "Boxes: expected keys (…, S, E), got str"),
+        (lambda: boxes.extended(key[0, 0, 0]), "Boxes: expected keys (…, S, E), got a float32 tensor of shape (8,)"),
+        (lambda: sparse.attend(key, key, key, k=1, boxes="x"), "boxes: expected Boxes of the keys, got str"),
+        (lambda: sparse.top_blocks(key, key, k=1, boxes=sparse.Boxes), "boxes: expected Boxes of the keys, got the class"),
         (lambda: sparse.Boxes(key, 0), "Boxes: expected keys of at least 1, got 0"),
         (lambda: sparse.Boxes(key[:, :, :0]), "Boxes: expected keys (…, S, E), got a float32 tensor of shape (1, 2, 0, 8)"),
     ):

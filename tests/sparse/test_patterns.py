@@ -104,3 +104,12 @@ def test_what_cannot_be_is_one_line(make, said):
     q = torch.randn(1, 2, 200, 4)
     with pytest.raises(sl.SoftlookupError, match=r"Blocks: expected \(1, 2, 2, 3\) blocks"):
         sl.attend(q, q, q, mask=sparse.Blocks(torch.ones(2, 2).bool()))
+
+
+@pytest.mark.parametrize("make", [lambda n: sparse.big_bird(n), lambda n: sparse.strided(n, 2)])
+def test_a_pattern_is_of_as_many_queries_as_keys(make):
+    """A step of decoding has one query."""
+    q, k = torch.randn(1, 2, 1, 4), torch.randn(1, 2, 400, 4)
+    with pytest.raises(sl.SoftlookupError) as error:
+        sl.attend(q, k, k, mask=sl.Causal() & make(400))
+    assert str(error.value) == "Blocks: expected as many queries as keys, 400, as the pattern is square, got 1"

@@ -52,6 +52,42 @@ def test_k_means_finds_clusters_that_are_there():
     assert (stats.visible == 50).all()
 
 
+def lloyd(points: torch.Tensor, clusters: int, start: int, steps: int) -> torch.Tensor:
+    """Spherical k-means of unit vectors (S, E), point by point."""
+    rows, centres = list(points), [points[start]]
+    while len(centres) < min(clusters, len(rows)):
+        centres.append(min(rows, key=lambda x: max(float(x @ c) for c in centres)))
+    for _ in range(steps):
+        members: list[list[torch.Tensor]] = [[] for _ in centres]
+        for x in rows:
+            members[max(range(len(centres)), key=lambda c: float(x @ centres[c]))].append(x)
+        centres = [normalize(sum(some), dim=0) if some else c for c, some in zip(centres, members, strict=True)]
+    return torch.stack(centres)
+
+
+@pytest.mark.parametrize("clusters", [1, 4, 50])
+@pytest.mark.parametrize("steps", [0, 1, 2, 10])
+def test_k_means_are_the_steps_of_lloyd(steps, clusters, monkeypatch):
+    points = torch.randn(3, 40, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.3
+    if steps != 10:  # the default
+        monkeypatch.setattr(sparse.routing, "STEPS", steps)
+    found = sparse.k_means(points, clusters, seed=47)
+    for x, got in zip(normalize(points, dim=-1), found, strict=True):
+        torch.testing.assert_close(got, lloyd(x, clusters, 7, steps))
+
+
+def test_steps_of_k_means_bring_centres_nearer_until_they_are_the_directions_of_their_clusters(monkeypatch):
+    points = normalize(torch.randn(2, 200, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=-1)
+    near = []
+    for steps in (0, 1, 2, 5, 10, 100):
+        monkeypatch.setattr(sparse.routing, "STEPS", steps)
+        centres = sparse.k_means(points, 5)
+        near.append(float((points @ centres.mT).amax(-1).sum()))
+    assert near == sorted(near) and near[-1] > near[0] + 1
+    members = torch.nn.functional.one_hot(cluster_of(points, centres), 5).to(points)
+    torch.testing.assert_close(centres, normalize(members.mT @ points, dim=-1))
+
+
 def test_a_key_that_is_not_finite_leaves_other_clusters_alone():
     torch.manual_seed(0)
     q, k, v = torch.randn(1, 1, 60, 8), torch.randn(1, 1, 60, 8), torch.randn(1, 1, 60, 8)
@@ -86,3 +122,20 @@ def test_what_cannot_be_is_one_line(arguments, said):
         sparse.route(torch.randn(1, 2, 5, 4), torch.randn(1, 2, 6, 3), torch.randn(1, 2, 6, 4), clusters=2)
     with pytest.raises(sl.SoftlookupError, match="k_means: expected clusters of at least 1, got 0"):
         sparse.k_means(torch.randn(2, 6, 3), 0)
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        ([1], "points (N, S, E) of real numbers, got list"),
+        (torch.ones(1, 4, 2).int(), "points (N, S, E) of real numbers, got a int32 tensor of shape (1, 4, 2)"),
+        (torch.ones(4, 2), "points (N, S, E) of real numbers, got a float32 tensor of shape (4, 2)"),
+        (torch.ones(1, 0, 2), "points (N, S, E) of real numbers, got a float32 tensor of shape (1, 0, 2)"),
+        (torch.full((1, 4, 2), torch.nan), "finite numbers, got some that are not"),
+        (torch.full((1, 4, 2), torch.inf), "finite numbers, got some that are not"),
+    ],
+)
+def test_points_that_k_means_cannot_be_of_are_one_line(points, said):
+    with pytest.raises(sl.SoftlookupError) as error:
+        sparse.k_means(points, 2)
+    assert str(error.value) == f"k_means: expected {said}"

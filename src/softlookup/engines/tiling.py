@@ -28,6 +28,8 @@ PAIRWISE_FLOATS = 2**19
 SHORT = 384
 RUN = 64
 """Keys about which a mask is asked together where rows are whole."""
+KEPT = 2
+"""Blocks' worth of pairs that are kept to be shared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +120,7 @@ class Tiling:
             self.budget = max(256, PAIRWISE_FLOATS // max(width, problem.key.shape[-1]))
         self.alike = is_relative(problem.mask) and isinstance(problem.place.queries, int)
         self.seen: dict[tuple[int, int, int], Visible | Cover] = {}
+        self.kept = 0  # pairs in there
         self.positions = problem.place.positions(self.length, self.device)
         self.rows = self._rows()
         self.entries, self.columns = self._sizes()
@@ -222,9 +225,13 @@ class Tiling:
         if not self.alike:
             return self._look(tile)
         kind = r.row1 - r.row0, r.j1 - r.j0, r.i0 - r.j0
-        if kind not in self.seen:
-            self.seen[kind] = self._look(tile)
-        return self.seen[kind]
+        if kind in self.seen:
+            return self.seen[kind]
+        found = self._look(tile)
+        if isinstance(found, Cover) or self.kept < KEPT * self.budget:  # of whole rows hardly any are alike
+            self.seen[kind] = found
+            self.kept += 0 if isinstance(found, Cover) else found.seen.numel()
+        return found
 
     def _look(self, tile: Tile) -> Visible | Cover:
         mask, r = self.problem.mask, tile.region

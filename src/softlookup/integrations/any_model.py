@@ -127,5 +127,6 @@ def _nothing_seen(model: nn.Module, watcher: Watcher) -> str:
         return f"watch: expected {name} to be called inside the with block, in the same thread, got no call"
     return (
         f"watch: expected attention through F.scaled_dot_product_attention, nn.MultiheadAttention, softlookup.attend or "
-        f"transformers' attention interface, got none in {name}: it computes attention by itself, where sl.attend would be seen, or has none"
+        f"transformers' attention interface, got none in {name}: it computes attention by itself, where a call of sl.attend "
+        f"would be seen, or has none"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,10 +46,13 @@ def error_against_exact(
     value: Tensor,
     *,
     mask: MaskLike | None = None,
+    **arguments: Any,
 ) -> Error:
-    """How far `approximate(query, key, value)` is from `attend(query, key, value, mask=mask)`, over the queries that see
-    something: whose exact value is not 0."""
-    exact = attend(query, key, value, mask=mask)
+    """How far `approximate(query, key, value)` is from `attend(query, key, value, mask=mask, **arguments)`, over the queries
+    that see something: whose exact value is not 0. arguments: of `attend`, such as scale, score or normalizer."""
+    if arguments.get("stats") is not None:
+        raise SoftlookupError(f"error_against_exact: expected values alone, got stats={arguments['stats']!r}")
+    exact = attend(query, key, value, mask=mask, **arguments)
     got = approximate(query, key, value)
     if not isinstance(got, Tensor) or got.shape != exact.shape:
         raise SoftlookupError(f"approximate: expected a tensor of shape {tuple(exact.shape)}, got {describe(got)}")

@@ -166,7 +166,7 @@ class RandomFeatures(FeatureMap):
 
 
 class Hedgehog(FeatureMap):
-    """phi(x) = (softmax(W x), softmax(-W x)), W learned for each head and the identity at first (Zhang et al. 2024). F = 2 E.
+    """phi(x) = (softmax(x W), softmax(-x W)), W learned for each head and the identity at first (Zhang et al. 2024). F = 2 E.
 
     Trained to give the weights that a model's softmax gives, it takes that one's place.
     """

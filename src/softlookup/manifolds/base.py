@@ -11,11 +11,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..errors import SoftlookupError
+from ..errors import SoftlookupError, UnsupportedError, whole
 from ..masks import describe
 from ..scores import Product as ProductForm
 from ..scores import single
-from .guard import accept, positive, takes, together
+from .guard import accept, insist, positive, takes, together
 
 
 class Manifold:
@@ -35,23 +35,26 @@ class Manifold:
 
     def point(self, v: Tensor) -> Tensor:
         """The point in direction and distance |v| from the origin, the exponential map there: (…, d) -> (…, n)."""
-        raise NotImplementedError
+        raise self._without("point")
 
     def squared(self, x: Tensor, y: Tensor) -> Tensor:
         """d(x, y)^2, (…) of points (…, n) that broadcast, with a gradient where x = y too."""
-        raise NotImplementedError
+        raise self._without("squared")
 
     def lift(self, x: Tensor) -> Tensor:
         """Coordinates (…, m) of points in which a weighted sum is a multiple of a point."""
-        raise NotImplementedError
+        raise self._without("lift")
 
     def project(self, sums: Tensor) -> Tensor:
         """The point (…, n) that a weighted sum (…, m) is a multiple of; the origin (on a sphere 0) if it is of nothing."""
-        raise NotImplementedError
+        raise self._without("project")
 
     def pull(self, squared: Tensor) -> Tensor:
         """How strongly, beside a point close by, one at this squared distance pulls a Fréchet mean in lifted coordinates."""
-        raise NotImplementedError
+        raise self._without("pull")
+
+    def _without(self, method: str) -> SoftlookupError:
+        return UnsupportedError(f"{type(self).__name__}: expected a Manifold with {method}(), got none")
 
     @takes("points", "points")
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
@@ -78,6 +81,8 @@ class Manifold:
         The midpoint by weights w_j pull(d^2), again and again: where it stays, sum_j w_j log_m(x_j) = 0. In hyperbolic spaces
         each step is that of Lou et al. 2020 and lowers the sum; on a sphere points must not be far apart.
         """
+        if whole("steps", steps) < 0:
+            raise SoftlookupError(f"steps: expected at least 0, got {steps}")
         ready, x, weights, dtype = self._weighted(x, weights)
         return ready._frechet(x, weights, steps).to(dtype)
 
@@ -90,6 +95,10 @@ class Manifold:
         if not good or weights.shape[-1] != x.shape[-2]:
             raise SoftlookupError(f"weights: expected a tensor (…, M, {x.shape[-2]}), got {describe(weights)}")
         together({"x": x.shape[:-2], "weights": weights.shape[:-2]})
+        if weights.numel():  # a NaN passes, as it does among points
+            below = weights.detach() < 0
+            least = torch.where(below, weights.detach(), 0).amin()
+            weights = insist(weights, ~below, least, "weights: expected numbers >= 0, got {}")
         return ready, x, weights.to(x), dtype
 
     def _middle(self, x: Tensor, weights: Tensor) -> Tensor:
@@ -158,9 +167,11 @@ class Curved(Manifold):
         if isinstance(curvature, Tensor):
             if curvature.ndim > 1:
                 raise SoftlookupError(f"{of}: expected a curvature of shape () or (H,), got {tuple(curvature.shape)}")
+            if curvature.dtype == torch.bool or curvature.is_complex():
+                raise SoftlookupError(f"{of}: expected a curvature of real numbers, got {describe(curvature)}")
             good = torch.compiler.is_compiling() or bool(((curvature > 0) & curvature.isfinite()).all())
         else:
-            good = isinstance(curvature, Real) and 0 < curvature < math.inf
+            good = isinstance(curvature, Real) and not isinstance(curvature, bool) and 0 < curvature < math.inf
         if not good:
             raise SoftlookupError(f"{of}: expected a finite curvature > 0, got {curvature!r}".replace("\n", " "))
         self.curvature = curvature
@@ -172,13 +183,13 @@ class Curved(Manifold):
             return c
         return (c[:, None, None] if c.ndim == 1 else c).to(like)
 
-    def stretched(self, x: Tensor) -> Tensor:
-        """(…, H, N, 1) c |x|^2 of points (…, Hkv, N, n), without a gradient and in the precision of sums."""
+    def stretched(self, x: Tensor, least: float = 0.0) -> Tensor:
+        """(…, H, N, 1) max(c, least) |x|^2 of points (…, Hkv, N, n), without a gradient and in the precision of sums."""
         square = norm2(self.wide(x))
         c = self.c(square)
         if isinstance(c, Tensor) and c.ndim:
             square = square.repeat_interleave(len(c) // square.shape[-3], -3)
-        return (c * square).detach()
+        return ((c.clamp(min=least) if isinstance(c, Tensor) else max(c, least)) * square).detach()
 
     def tensors(self) -> list[Tensor]:
         return [self.curvature] if isinstance(self.curvature, Tensor) else []

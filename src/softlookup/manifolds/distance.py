@@ -28,7 +28,7 @@ class Distance(Score):
         if not isinstance(manifold, Manifold):
             raise SoftlookupError(f"manifold: expected a Manifold, such as Lorentz(), got {manifold!r}")
         if power not in (1, 2):
-            raise SoftlookupError(f"power: expected 1 or 2, got {power}")
+            raise SoftlookupError(f"power: expected 1 or 2, got {power!r}")
         self.manifold, self.power, self.from_single = manifold, power, from_single
 
     def lower(self, query: Tensor, key: Tensor) -> Form:

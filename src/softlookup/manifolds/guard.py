@@ -78,7 +78,7 @@ def together(shapes: dict[str, torch.Size]) -> None:
 
 
 def insist(x: Tensor, good: Tensor, got: Tensor, message: str) -> Tensor:
-    """x, if all is good; else the message is raised, with what was got in its {}."""
+    """x, if all is good; else the message is raised, with the most that was got where it is not in its {}."""
     if torch.compiler.is_compiling():
         return _insist(x, good, got, message)
     _raise_unless(good, got, message)
@@ -87,7 +87,7 @@ def insist(x: Tensor, good: Tensor, got: Tensor, message: str) -> Tensor:
 
 def _raise_unless(good: Tensor, got: Tensor, message: str) -> None:
     if not bool(good.all()):
-        raise SoftlookupError(message.format(f"{float(got):.6g}"))
+        raise SoftlookupError(message.format(f"{float(got.masked_fill(good, -math.inf).amax()):.6g}"))
 
 
 @torch.library.custom_op("softlookup::insist", mutates_args=())

@@ -34,8 +34,10 @@ class Entmax(Threshold):
         super().check(batch, heads, queries)
         alpha = self.alpha
         if isinstance(alpha, Tensor):
+            if alpha.dtype == torch.bool or alpha.is_complex():
+                raise SoftlookupError(f"alpha: expected a tensor of real numbers >= 1, got one of {alpha.dtype}")
             every_entry("alpha", alpha, alpha >= 1, ">= 1")
-        elif not isinstance(alpha, Real) or not 1 <= alpha < math.inf:
+        elif not isinstance(alpha, Real) or isinstance(alpha, bool) or not 1 <= alpha < math.inf:
             raise SoftlookupError(f"alpha: expected a finite number >= 1, got {alpha!r}")
 
     def parameters(self) -> tuple[Tensor, ...]:

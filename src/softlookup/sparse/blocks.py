@@ -51,6 +51,8 @@ class Blocks(Mask):
     def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
         want = (batch, heads, -(-queries // self.rows), -(-keys // self.keys))
         got = tuple(self.live.shape)
+        if queries != keys and self.rows == self.keys and got[-2] == got[-1] == want[3] != want[2]:
+            raise SoftlookupError(f"Blocks: expected as many queries as keys, {keys}, as the pattern is square, got {queries}")
         if got[-2:] != want[2:] or any(g not in (1, w) for g, w in zip(got[-3::-1], want[1::-1], strict=False)):
             raise SoftlookupError(f"Blocks: expected {want} blocks, or a shape that broadcasts over batch and heads, got {got}")
 

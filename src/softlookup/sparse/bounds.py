@@ -129,6 +129,8 @@ def _boxes(key: Tensor, keys: int | None, boxes: Boxes | None) -> Boxes:
     """Those of the keys: the ones that were made before, or new ones."""
     if boxes is None:
         return Boxes(key, KEYS if keys is None else keys)
+    if not isinstance(boxes, Boxes):
+        raise SoftlookupError(f"boxes: expected Boxes of the keys, got {describe(boxes)}")
     boxes.check(key)
     if keys not in (None, boxes.keys):
         raise SoftlookupError(f"keys: expected {boxes.keys} per block, as the boxes have, got {keys}")

@@ -50,6 +50,8 @@ class Boxes:
     def extended(self, key: Tensor) -> Boxes:
         """Those of more keys: key (…, Hkv, S', E), all of them, begins with those that these are of, which are not read again
         but for a block that was not full."""
+        if not isinstance(key, Tensor) or key.ndim < 2:
+            raise SoftlookupError(f"Boxes: expected keys (…, S, E), got {describe(key)}")
         *lead, length, width = self.shape
         if (*key.shape[:-2], key.shape[-1]) != (*lead, width) or key.shape[-2] < length:
             want = f"the {length} keys so far and those after them"

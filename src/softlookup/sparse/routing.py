@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import operator
 from ..errors import SoftlookupError, at_least_one, whole
-from ..masks import Documents, Extent, Mask, content, extremes
+from ..masks import Documents, Extent, Mask, content, describe, extremes
 from ..problem import flatten, same_length, scrub
 from ..running import StatsLike, autocast, without_autocast
 from ..scores import ScaledDot, same_width, unit
@@ -78,7 +78,7 @@ def route(
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     with without_autocast(q.device.type):
         fit = scrub(k)[0]  # a key that is not finite belongs anywhere, and says nothing about where others do
-        centres = k_means(fit, clusters, seed)
+        centres = _centres(fit, clusters, seed)
         (ids, order), (key_ids, key_order) = (_sorted(x, centres) for x in (q, fit))
     mask: Mask = Documents(key_ids, ids)
     if causal:
@@ -98,8 +98,15 @@ def k_means(points: Tensor, clusters: int, seed: int = 0) -> Tensor:
 
     It begins with a point that the seed says, and with those that are furthest from all before them (Gonzalez 1985)."""
     at_least_one("k_means", clusters=clusters)
-    if points.ndim != 3:
-        raise SoftlookupError(f"k_means: expected points (N, S, E), got shape {tuple(points.shape)}")
+    if not isinstance(points, Tensor) or not points.is_floating_point() or points.ndim != 3 or 0 in points.shape[1:]:
+        raise SoftlookupError(f"k_means: expected points (N, S, E) of real numbers, got {describe(points)}")
+    if not torch.compiler.is_compiling() and not points.isfinite().all():
+        raise SoftlookupError("k_means: expected finite numbers, got some that are not")
+    return _centres(points, clusters, seed)
+
+
+@torch.no_grad()
+def _centres(points: Tensor, clusters: int, seed: int) -> Tensor:
     points = unit(points)
     at = torch.full_like(points[:, 0, 0], whole("seed", seed) % points.shape[1], dtype=torch.int64)
     first, nearest = [], torch.full_like(points[..., 0], -2)
