@@ -62,5 +62,7 @@ def test_exact_attention_may_have_arguments_of_its_own():
     said = {"scale": 2.0, "normalizer": sl.Entmax(1.5), "mask": sl.Causal()}
     assert linear.error_against_exact(lambda *x: sl.attend(*x, **said), q, k, v, **said).relative == 0
     assert linear.error_against_exact(lambda *x: sl.attend(*x, **said), q, k, v, mask=sl.Causal()).relative > 0.1
+    with pytest.raises(sl.SoftlookupError, match="expected a function of query, key and value, got int"):
+        linear.error_against_exact(5, q, k, v)
     with pytest.raises(sl.SoftlookupError, match="expected values alone, got stats='entropy'"):
         linear.error_against_exact(halved, q, k, v, stats="entropy")

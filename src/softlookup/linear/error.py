@@ -50,6 +50,8 @@ def error_against_exact(
 ) -> Error:
     """How far `approximate(query, key, value)` is from `attend(query, key, value, mask=mask, **arguments)`, over the queries
     that see something: whose exact value is not 0. arguments: of `attend`, such as scale, score or normalizer."""
+    if not callable(approximate):
+        raise SoftlookupError(f"approximate: expected a function of query, key and value, got {describe(approximate)}")
     if arguments.get("stats") is not None:
         raise SoftlookupError(f"error_against_exact: expected values alone, got stats={arguments['stats']!r}")
     exact = attend(query, key, value, mask=mask, **arguments)

@@ -95,10 +95,8 @@ class Manifold:
         if not good or weights.shape[-1] != x.shape[-2]:
             raise SoftlookupError(f"weights: expected a tensor (…, M, {x.shape[-2]}), got {describe(weights)}")
         together({"x": x.shape[:-2], "weights": weights.shape[:-2]})
-        if weights.numel():  # a NaN passes, as it does among points
-            below = weights.detach() < 0
-            least = torch.where(below, weights.detach(), 0).amin()
-            weights = insist(weights, ~below, least, "weights: expected numbers >= 0, got {}")
+        found = weights.detach()  # a NaN passes, as it does among points
+        weights = insist(weights, ~(found < 0), found, "weights: expected numbers >= 0, got {}")
         return ready, x, weights.to(x), dtype
 
     def _middle(self, x: Tensor, weights: Tensor) -> Tensor:
