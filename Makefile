@@ -40,7 +40,7 @@ TESTS = $(PASSIVE) $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses
 test: $(READY)  ## the tests, on as many processes as there are cores (at most 4)
 	$(TESTS) -m "not experiment"
 
-experiments: $(READY)  ## every claim of the lab in its quick run, its control too, and every notebook
+experiments: $(READY)  ## every claim of the lab in its quick run, its control too, every notebook, a training of g2p
 	$(TESTS) -m experiment
 
 lint: $(READY)  ## ruff, mypy, and the contract that a module imports only from floors below its own

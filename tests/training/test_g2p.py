@@ -14,7 +14,7 @@ PER = 0.18
 """What share of the test words' phones may be wrong; seeds 0, 1 and 2 gave 0.162, 0.159 and 0.160."""
 
 
-@pytest.mark.slow
+@pytest.mark.experiment
 def test_two_thousand_words_in_a_minute(tmp_path):
     options = {"width": 96, "embedding": 48, "dropout": 0.2}
     config = Config(words=2000, epochs=30, batch=32, rate=3e-3, average=0.99, dev=500, threads=1, options=options)
