@@ -228,9 +228,10 @@ class Tiling:
         if kind in self.seen:
             return self.seen[kind]
         found = self._look(tile)
-        if isinstance(found, Cover) or self.kept < KEPT * self.budget:  # of whole rows hardly any are alike
+        size = 0 if isinstance(found, Cover) else found.seen.numel()
+        if not size or self.kept < KEPT * self.budget:  # of whole rows hardly any are alike
             self.seen[kind] = found
-            self.kept += 0 if isinstance(found, Cover) else found.seen.numel()
+            self.kept += size
         return found
 
     def _look(self, tile: Tile) -> Visible | Cover:
